@@ -1,0 +1,1 @@
+"""Who may ask: applications, their secrets and tokens, gateway tokens, flow control."""

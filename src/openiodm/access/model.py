@@ -1,0 +1,136 @@
+"""Applications, actors, and what they carry: secrets, tokens, gateway tokens.
+
+Every secret is opaque and random, shown once and kept as its SHA-256: 256 random bits need no slow hash.
+"""
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+from openiodm.clock import Instant, Millis
+
+ApplicationKey = NewType("ApplicationKey", int)  # the row's id, never shown
+GatewayTokenKey = NewType("GatewayTokenKey", int)
+
+NAME_CHARS = 256
+"""Longest name of an application or a gateway token, in characters."""
+PRODUCT_BYTES = 2000
+"""Longest product, its three members together, in UTF-8 bytes: what a PostgreSQL index entry can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """On whose behalf a command runs. Commands and queries take one; rows of other applications do not exist for it."""
+
+    application: ApplicationKey
+    app_id: str
+
+
+class TokenKind(StrEnum):
+    """The two tokens of a login."""
+
+    ACCESS = "access"
+    REFRESH = "refresh"
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """A tenant. `app_id` is the contract's appId and app_key."""
+
+    key: ApplicationKey
+    app_id: str
+    name: str
+    target_tokens: bool
+    gateway_tokens: bool
+    frozen: bool
+
+    @property
+    def actor(self) -> Actor:
+        """The application acting for itself: what the command line and the device protocols use."""
+        return Actor(self.key, self.app_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What a device is and a package is for: the contract's deviceType, model, manufacturerName. Empty = not told."""
+
+    device_type: str
+    model: str
+    manufacturer_name: str
+
+    @property
+    def storable(self) -> bool:
+        """Is it within `PRODUCT_BYTES`?"""
+        members = (self.device_type, self.model, self.manufacturer_name)
+        return sum(len(m.encode()) for m in members) <= PRODUCT_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What an application logs in with. The secret is shown here and never again."""
+
+    app_id: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A fresh pair of tokens; `expires_in` is what the access token is said to live, in seconds."""
+
+    access_token: str
+    refresh_token: str
+    expires_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLives:
+    """How long tokens are good for.
+
+    `skew` is given on top of `life` and not told: clients log in again exactly at the end of `life`. `grace` is what an
+    access token still has once a newer one was issued.
+    """
+
+    life: Millis
+    skew: Millis
+    grace: Millis
+    refresh: Millis
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHolder:
+    """Whose access token it is. `accepted_until` includes the skew, and the end that a newer login set."""
+
+    actor: Actor
+    accepted_until: Instant
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayToken:
+    """A token that many devices share; those that register themselves with it get its `product`."""
+
+    key: GatewayTokenKey
+    name: str
+    product: Product
+    created_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What a presented gateway token stands for."""
+
+    application: Application
+    token: GatewayTokenKey
+    product: Product
+
+
+def hash_secret(secret: str) -> str:
+    """How every secret and token is kept: SHA-256, 64 hex digits. Lone surrogates hash too: they match nothing."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def same_secret(secret: str, kept_hash: str) -> bool:
+    """Does `secret` hash to `kept_hash`? Takes the same time whatever the answer."""
+    return hmac.compare_digest(hash_secret(secret), kept_hash)

@@ -1,0 +1,1 @@
+"""The core: campaigns (the contract's tasks), their upgrades (one per device), and the rules both follow."""

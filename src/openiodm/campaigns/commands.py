@@ -1,0 +1,240 @@
+"""What applications ask of the core: create, stop, retry. Each is one transaction of the writer."""
+
+from collections.abc import Callable
+
+from openiodm.access.model import Actor
+from openiodm.campaigns import endings
+from openiodm.campaigns.endings import end_if_complete
+from openiodm.campaigns.model import CampaignKey, Clocks, DeviceKey, ExecuteType, NewCampaign, Policy
+from openiodm.campaigns.ports import (
+    CampaignDesk,
+    CampaignRow,
+    GroupFacts,
+    PackageFacts,
+    Work,
+    WriterPort,
+)
+from openiodm.campaigns.reports import Outcome, ReportDesk, Signal
+from openiodm.campaigns.rollout import Gone, Halt, What
+from openiodm.campaigns.states import CampaignEvent, next_campaign_status
+from openiodm.clock import Clock, Instant, random_id
+from openiodm.errors import Reason, Refusal
+
+
+class CampaignCommands:
+    """The core's commands. `wake` tells the scheduler that a job was made due; `stop_lane` goes before all others."""
+
+    def __init__(
+        self,
+        writer: WriterPort,
+        clock: Clock,
+        clocks: Clocks,
+        desk: ReportDesk,
+        wake: Callable[[], None],
+        stop_lane: object,
+    ) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._clocks = clocks
+        self._desk = desk
+        self._wake = wake
+        self._stop_lane = stop_lane
+
+    async def create(self, actor: Actor, asked: NewCampaign) -> str:
+        """Writes campaign, upgrades, counters and its first jobs; the operationId.
+
+        A group is not read here but expanded by a job: the answer does not depend on its size.
+
+        Raises:
+            Refusal: PACKAGE_UNKNOWN, DEVICE_UNKNOWN, GROUP_UNKNOWN, PACKAGE_TYPE_MISMATCH, TARGET_MISMATCH, or
+                IDEMPOTENCY_KEY_REUSED.
+        """
+
+        async def command(work: Work) -> str:
+            return await self._create(work, actor, asked)
+
+        operation_id: str = await self._writer.run(command)
+        self._wake()
+        return operation_id
+
+    async def _create(self, work: Work, actor: Actor, asked: NewCampaign) -> str:
+        now = self._clock.now()
+        operation_id = random_id()
+        if asked.idempotency is not None:
+            earlier = await self._earlier(work, actor, asked, operation_id, now)
+            if earlier is not None:
+                return earlier
+        package = await work.campaigns.package(actor.application, asked.file_id)
+        if package is None:
+            raise Refusal(Reason.PACKAGE_UNKNOWN, "no such package", field="fileId")
+        if package.file_type != asked.kind.file_type:
+            raise Refusal(Reason.PACKAGE_TYPE_MISMATCH, f"the package is a {package.file_type}", field="fileId")
+        target = asked.target
+        if target.groups is not None:
+            groups = await _groups(work, actor, asked, package)
+            devices = None
+        else:
+            groups = None
+            devices = await _devices(work, actor, asked, package)
+        _match(asked, package)
+        policy = asked.policy or Policy()
+        key = await work.campaigns.insert(
+            CampaignRow(
+                operation_id=operation_id,
+                application=actor.application,
+                asked=asked,
+                package=package,
+                policy=policy,
+                clocks=asked.clocks or self._clocks,
+                work="idle" if groups is None else "expanding",
+                open=groups is None,
+                created_at=now,
+            )
+        )
+        await self._first_jobs(work, key, policy, asked.clocks or self._clocks, now)
+        if devices is not None:
+            await work.campaigns.insert_for_devices(key, devices, now)
+            await end_if_complete(work, key, now)
+        elif groups is not None:
+            await work.campaigns.target_groups(key, groups)
+            await work.jobs.put(endings.EXPAND, key, now)
+        return operation_id
+
+    async def _earlier(
+        self, work: Work, actor: Actor, asked: NewCampaign, operation_id: str, now: Instant
+    ) -> str | None:
+        assert asked.idempotency is not None
+        key, request_hash = asked.idempotency.key, asked.idempotency.request_hash
+        if await work.campaigns.remember(actor.application, key, request_hash, operation_id, now):
+            return None
+        earlier = await work.campaigns.idempotent(actor.application, key)
+        assert earlier is not None
+        if earlier[0] != request_hash:
+            raise Refusal(
+                Reason.IDEMPOTENCY_KEY_REUSED, "this key came with another request before", field="Idempotency-Key"
+            )
+        return earlier[1]
+
+    async def _first_jobs(self, work: Work, key: CampaignKey, policy: Policy, clocks: Clocks, now: Instant) -> None:
+        begin = now if policy.window_start is None else Instant(max(now, policy.window_start))
+        await work.jobs.put(endings.ONLINE, key, Instant(begin + clocks.online))
+        if policy.execute_type is ExecuteType.CUSTOM and policy.window_end is not None:
+            await work.jobs.put(endings.WINDOW_END, key, policy.window_end)
+
+    async def stop(self, actor: Actor, operation_id: str) -> None:
+        """One commit: status `stop`, the fence, a sweep job. From then on nobody is granted.
+
+        Raises:
+            Refusal: CAMPAIGN_UNKNOWN, CAMPAIGN_FINISHED.
+        """
+
+        async def command(work: Work) -> None:
+            desk = await _campaign(work, actor, operation_id)
+            if next_campaign_status(desk.status, CampaignEvent.STOPPED) is None:
+                raise Refusal(Reason.CAMPAIGN_FINISHED, f"the task has ended: {desk.status}")
+            now = self._clock.now()
+            await work.campaigns.mark_stopped(desk.key, now)
+            for kind in endings.JOBS:
+                await work.jobs.remove(kind, desk.key)
+            await work.jobs.put(endings.SWEEP, desk.key, now)
+
+        await self._writer.run(command, self._stop_lane)
+        self._wake()
+
+    async def retry(self, actor: Actor, operation_id: str) -> None:
+        """Another round over the failed and timed-out devices of a failed task.
+
+        Raises:
+            Refusal: CAMPAIGN_UNKNOWN, CAMPAIGN_FINISHED (it is not failed), NOTHING_TO_RETRY (its window is over, or
+                its package is deleted).
+        """
+
+        async def command(work: Work) -> None:
+            desk = await _campaign(work, actor, operation_id)
+            if next_campaign_status(desk.status, CampaignEvent.RETRIED) is None:
+                state = f"it is {desk.status}"
+                raise Refusal(Reason.CAMPAIGN_FINISHED, f"only a failed task can be retried: {state}")
+            now = self._clock.now()
+            if desk.window_end is not None and now >= desk.window_end:
+                raise Refusal(Reason.NOTHING_TO_RETRY, "the task's time window is over")
+            if not await work.campaigns.package_lives(desk.key):
+                raise Refusal(Reason.NOTHING_TO_RETRY, "the task's package was deleted")
+            await work.campaigns.begin_round(desk.key, reopened=True)
+            await work.jobs.put(endings.RETRY, desk.key, now)
+            if desk.window_end is not None:
+                await work.jobs.put(endings.WINDOW_END, desk.key, desk.window_end)
+
+        await self._writer.run(command)
+        self._wake()
+
+    async def stop_device(self, actor: Actor, operation_id: str, device: str) -> None:
+        """Stops one device's upgrade; `device` is a device id or a node id.
+
+        Raises:
+            Refusal: CAMPAIGN_UNKNOWN, UPGRADE_UNKNOWN, UPGRADE_CLOSED (it has ended).
+        """
+
+        async def command(work: Work) -> None:
+            desk = await _campaign(work, actor, operation_id)
+            found = await work.campaigns.upgrade_of(desk.key, device)
+            if found is None:
+                raise Refusal(Reason.UPGRADE_UNKNOWN, "the device is not in this task", field="deviceId")
+            key, unfinished = found
+            if not unfinished:
+                raise Refusal(Reason.UPGRADE_CLOSED, "the device's upgrade has ended")
+            await self._desk.process(work, [Signal(key, Halt())])
+
+        await self._writer.run(command)
+
+    async def device_deleted(self, work: Work, device: int, now: Instant) -> None:
+        """The devices room's port: an open upgrade of a deleted device ends, in the deletion's own transaction."""
+        del now  # the desk reads the clock
+        await self._desk.process(work, [Signal(DeviceKey(device), Gone())])
+
+    async def signal(self, device: DeviceKey, what: What) -> Outcome:
+        """What a protocol heard from a device; durable when it returns."""
+        outcome: Outcome = await self._writer.report(self._desk, Signal(device, what))
+        return outcome
+
+
+async def _campaign(work: Work, actor: Actor, operation_id: str) -> CampaignDesk:
+    desk = await work.campaigns.locked_by_operation(actor.application, operation_id)
+    if desk is None:
+        raise Refusal(Reason.CAMPAIGN_UNKNOWN, "no such task", field="operationId")
+    return desk
+
+
+async def _devices(work: Work, actor: Actor, asked: NewCampaign, package: PackageFacts) -> list[int]:
+    wanted = list(dict.fromkeys(asked.target.devices or ()))
+    known = await work.campaigns.devices(actor.application, wanted)
+    for device_id in wanted:
+        if device_id not in known:
+            raise Refusal(Reason.DEVICE_UNKNOWN, f"no such device: {device_id}", field="devices")
+    for device_id in wanted:
+        if known[device_id][1] != package.product:
+            raise Refusal(Reason.TARGET_MISMATCH, f"the package is not for device {device_id}", field="devices")
+    return [known[device_id][0] for device_id in wanted]
+
+
+async def _groups(work: Work, actor: Actor, asked: NewCampaign, package: PackageFacts) -> list[GroupFacts]:
+    wanted = list(dict.fromkeys(asked.target.groups or ()))
+    known = await work.campaigns.groups(actor.application, wanted, package.product)
+    for name in wanted:
+        if name not in known:
+            raise Refusal(Reason.GROUP_UNKNOWN, f"no such group: {name}", field="deviceGroups")
+    _match(asked, package)
+    if not any(group.matches for group in known.values()):
+        raise Refusal(Reason.TARGET_MISMATCH, "no member of the groups is of the package's type", field="deviceGroups")
+    return [known[name] for name in wanted]
+
+
+def _match(asked: NewCampaign, package: PackageFacts) -> None:
+    """What the target says about the devices must be what the package is for."""
+    target = asked.target
+    for field, given, meant in (
+        ("deviceType", target.device_type, package.device_type),
+        ("model", target.model, package.model),
+        ("manufacturerName", target.manufacturer_name, package.manufacturer_name),
+    ):
+        if given is not None and given != meant:
+            raise Refusal(Reason.TARGET_MISMATCH, f"the package is for {field} {meant!r}", field=field)

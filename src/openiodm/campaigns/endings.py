@@ -1,0 +1,39 @@
+"""How a campaign ends: used wherever devices of it may have ended (reports, sweeps, clocks, expansion)."""
+
+from openiodm.campaigns.model import CampaignKey
+from openiodm.campaigns.ports import Work
+from openiodm.campaigns.rollout import Conclusion, conclude
+from openiodm.campaigns.states import CAMPAIGN_FINAL, CampaignEvent, next_campaign_status
+from openiodm.clock import Instant
+
+EXPAND, RETRY, SWEEP = "campaign.expand", "campaign.retry", "campaign.sweep"
+WINDOW_END, ONLINE = "campaign.window_end", "campaign.online"
+JOBS = (EXPAND, RETRY, SWEEP, WINDOW_END, ONLINE)
+
+_EVENT = {
+    Conclusion.SUCCEEDED: CampaignEvent.SUCCEEDED,
+    Conclusion.FAILED: CampaignEvent.FAILED,
+    Conclusion.STOPPED: CampaignEvent.STOPPED,
+}
+
+
+async def end_if_complete(work: Work, campaign: CampaignKey, now: Instant) -> None:
+    """Ends the campaign, or begins its next round, when no device is left to end and the server has no work on it."""
+    desk = (await work.campaigns.lock([campaign]))[campaign]
+    if desk.status in CAMPAIGN_FINAL or desk.work != "idle":
+        return
+    conclusion = conclude(
+        desk.counters, round_=desk.round, retry_times=desk.retry_times, window_end=desk.window_end, now=now
+    )
+    if conclusion is None:
+        return
+    if conclusion is Conclusion.RETRY:
+        await work.campaigns.begin_round(campaign, reopened=False)
+        await work.jobs.put(RETRY, campaign, now)
+        return
+    status = next_campaign_status(desk.status, _EVENT[conclusion])
+    assert status is not None, (desk.status, conclusion)
+    await work.campaigns.set_status(campaign, status, stopped_at=now)
+    await work.campaigns.set_open(campaign, False)
+    for kind in (ONLINE, WINDOW_END):
+        await work.jobs.remove(kind, campaign)

@@ -1,0 +1,116 @@
+"""The core's job handlers: expansion, sweep, retry round, end of window, online clock. Each does one bounded piece.
+
+A piece is one transaction that queues behind stops and reports, so its size is bounded in time: see `CHUNK`.
+"""
+
+from openiodm.campaigns import endings, texts
+from openiodm.campaigns.endings import end_if_complete
+from openiodm.campaigns.model import CampaignKey
+from openiodm.campaigns.ports import CampaignDesk, Work
+from openiodm.campaigns.states import CAMPAIGN_FINAL, GRANTED, UpgradeState
+from openiodm.clock import Instant
+from openiodm.scheduler.model import Done, Job, JobHandler, More, Progress
+
+# Upgrades a transaction. SQLite runs on the event loop (some 20 ms); on PostgreSQL only the commit's latency counts.
+CHUNK = {"sqlite": 1000, "postgresql": 2000}
+EXPAND_CHUNK = {"sqlite": 1000, "postgresql": 10_000}
+
+_CANCELLABLE = sorted(GRANTED - {UpgradeState.CANCELLING})
+
+
+async def _desk(work: Work, job: Job) -> CampaignDesk:
+    key = CampaignKey(job.subject)
+    return (await work.campaigns.lock([key]))[key]
+
+
+class Expand:
+    """Upgrades for the members of the task's groups, chunk by chunk. Until the last one nobody is granted."""
+
+    def __init__(self, engine: str) -> None:
+        self._chunk = EXPAND_CHUNK[engine]
+
+    async def run(self, work: Work, job: Job, now: Instant) -> Progress:
+        """One chunk."""
+        desk = await _desk(work, job)
+        if desk.work != "expanding":
+            return Done()
+        if await work.campaigns.expand(desk.key, self._chunk, now):
+            return More()
+        await work.campaigns.set_work(desk.key, "idle")
+        await work.campaigns.set_open(desk.key, True)
+        await end_if_complete(work, desk.key, now)
+        return Done()
+
+
+class Sweep:
+    """After a stop: waiting devices end `stop`, granted ones are asked to cancel."""
+
+    def __init__(self, engine: str) -> None:
+        self._chunk = CHUNK[engine]
+
+    async def run(self, work: Work, job: Job, now: Instant) -> Progress:
+        """One chunk."""
+        key = CampaignKey(job.subject)
+        rows = work.campaigns
+        waiting = [UpgradeState.WAIT]
+        if await rows.move_many(key, waiting, UpgradeState.STOP, "operator", texts.STOPPED, self._chunk, now):
+            return More()
+        desk = await _desk(work, job)
+        due = Instant(now + desk.clocks.cancel)
+        cancel = UpgradeState.CANCELLING
+        if await rows.move_many(key, _CANCELLABLE, cancel, "operator", texts.STOPPED, self._chunk, now, due):
+            return More()
+        await rows.set_work(key, "idle")
+        return Done()
+
+
+class RetryRound:
+    """Failed and timed-out devices go back to `wait`, except those that another task holds."""
+
+    def __init__(self, engine: str) -> None:
+        self._chunk = CHUNK[engine]
+
+    async def run(self, work: Work, job: Job, now: Instant) -> Progress:
+        """One chunk; the job's cursor is the ordinal it has come to."""
+        key = CampaignKey(job.subject)
+        last = await work.campaigns.retry_many(key, job.cursor, self._chunk, now)
+        if last is not None:
+            return More(last)
+        desk = await _desk(work, job)
+        await work.campaigns.set_work(key, "idle")
+        await work.jobs.put(endings.ONLINE, key, Instant(now + desk.clocks.online))
+        await end_if_complete(work, key, now)
+        return Done()
+
+
+class EndWaiting:
+    """Ends what still waits: at the end of the window as `stop`, at the online clock's end as `timeout`."""
+
+    def __init__(self, engine: str, to: UpgradeState, cause: str, detail: str) -> None:
+        self._chunk = CHUNK[engine]
+        self._to = to
+        self._cause = cause
+        self._detail = detail
+
+    async def run(self, work: Work, job: Job, now: Instant) -> Progress:
+        """One chunk."""
+        desk = await _desk(work, job)
+        if desk.status in CAMPAIGN_FINAL:
+            return Done()
+        waiting = [UpgradeState.WAIT]
+        moved = await work.campaigns.move_many(desk.key, waiting, self._to, self._cause, self._detail, self._chunk, now)
+        if moved:
+            return More()
+        await end_if_complete(work, desk.key, now)
+        return Done()
+
+
+def handlers(engine: str) -> dict[str, JobHandler]:
+    """kind -> handler, for the scheduler."""
+    return {
+        endings.EXPAND: Expand(engine),
+        endings.SWEEP: Sweep(engine),
+        endings.RETRY: RetryRound(engine),
+        endings.WINDOW_END: EndWaiting(engine, UpgradeState.STOP, "window", texts.WINDOW_OVER),
+        endings.ONLINE: EndWaiting(engine, UpgradeState.TIMEOUT, "clock", texts.ONLINE_TIMEOUT),
+    }

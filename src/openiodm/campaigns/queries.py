@@ -1,0 +1,148 @@
+"""What applications ask about campaigns. Nothing here writes; each read is a key lookup or a bounded range."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from openiodm.access.model import Actor
+from openiodm.campaigns.model import Campaign, CampaignFilter, CampaignKind, Change, Counters, Upgrade
+from openiodm.campaigns.ports import CampaignList, CampaignReads
+from openiodm.campaigns.states import COUNTER_OF, CampaignStatus, Counter, UpgradeState
+from openiodm.clock import Clock, Instant
+from openiodm.errors import Reason, Refusal
+
+EXPORT_PAGE = 500  # rows a read of an export: each is a short stretch on the loop
+
+
+@dataclass(frozen=True, slots=True)
+class Recount:
+    """Counters as they stand, and as the rows say. They are equal, or the server has a bug."""
+
+    counters: Counters
+    rows: Counters
+    states: Mapping[UpgradeState, int]
+
+    @property
+    def exact(self) -> bool:
+        """Law 2."""
+        return self.counters == self.rows
+
+
+class CampaignQueries:
+    """Reads for one application at a time: campaigns of others do not exist for it."""
+
+    def __init__(self, reads: CampaignReads, task_list: CampaignList, clock: Clock) -> None:
+        self._reads = reads
+        self._list = task_list
+        self._clock = clock
+
+    async def one(self, actor: Actor, operation_id: str) -> Campaign:
+        """A campaign.
+
+        Raises:
+            Refusal: CAMPAIGN_UNKNOWN.
+        """
+        campaign = await self._reads.one(actor.application, operation_id)
+        if campaign is None:
+            raise Refusal(Reason.CAMPAIGN_UNKNOWN, "no such task", field="operationId")
+        return campaign
+
+    async def page(
+        self,
+        actor: Actor,
+        number: int,
+        size: int,
+        *,
+        kind: CampaignKind | None = None,
+        status: CampaignStatus | None = None,
+        device_type: str | None = None,
+        model: str | None = None,
+        manufacturer_name: str | None = None,
+        device_id: str | None = None,
+    ) -> tuple[int, Sequence[Campaign]]:
+        """The task list: exact total of all matches and one page (`number` from 0), newest first."""
+        where = CampaignFilter(actor.application, kind, status, device_type, model, manufacturer_name, device_id)
+        return await self._list.page(where, number, size)
+
+    async def upgrades(
+        self, actor: Actor, operation_id: str, number: int, size: int, states: Sequence[UpgradeState] | None = None
+    ) -> tuple[int, Sequence[Upgrade]]:
+        """Exact total and one page of a campaign's upgrades, newest first. The total comes from the counters.
+
+        `states` must be whole counters (or None for all): the total is theirs.
+        """
+        campaign = await self.one(actor, operation_id)
+        if states is None:
+            total = campaign.counters.total
+        else:
+            total = sum(getattr(campaign.counters, c.value) for c in {COUNTER_OF[s] for s in states})
+        if number * size >= total:
+            return total, ()
+        return total, await self._reads.upgrades_page(campaign, states, number, size)
+
+    async def upgrades_after(
+        self, actor: Actor, operation_id: str, after: int, size: int, states: Sequence[UpgradeState] | None = None
+    ) -> Sequence[Upgrade]:
+        """The next `size` upgrades beyond ordinal `after`, in order, each waiting one with the reason why."""
+        campaign = await self.one(actor, operation_id)
+        rows = await self._reads.upgrades_after(campaign.key, after, size, states)
+        now = self._clock.now()
+        return [replace(u, reason=why_waiting(campaign, u, now)) for u in rows]
+
+    async def export(
+        self, actor: Actor, operation_id: str, states: Sequence[UpgradeState] | None = None
+    ) -> AsyncIterator[Sequence[Upgrade]]:
+        """All upgrades, page by page, each page a read of its own."""
+        after = 0
+        while page := await self.upgrades_after(actor, operation_id, after, EXPORT_PAGE, states):
+            yield page
+            after = page[-1].ordinal
+
+    async def history(self, actor: Actor, operation_id: str, device: str) -> Sequence[Change]:
+        """One device's changes of state, oldest first; `device` is a device id or node id.
+
+        Raises:
+            Refusal: CAMPAIGN_UNKNOWN, UPGRADE_UNKNOWN.
+        """
+        campaign = await self.one(actor, operation_id)
+        changes = await self._reads.history(campaign.key, device)
+        if changes is None:
+            raise Refusal(Reason.UPGRADE_UNKNOWN, "the device is not in this task", field="deviceId")
+        return changes
+
+    async def device_log(
+        self, actor: Actor, operation_id: str, device: str
+    ) -> Sequence[tuple[Instant, int, str, list[str]]]:
+        """What the device said: (when, action id, kind, lines), oldest first."""
+        campaign = await self.one(actor, operation_id)
+        return await self._reads.device_log(campaign.key, device)
+
+    async def recount(self, actor: Actor, operation_id: str) -> Recount:
+        """Counts the rows, in one snapshot with the counters (law 2)."""
+        campaign = await self.one(actor, operation_id)
+        counters, states = await self._reads.recount(campaign.key)
+        counted = dict.fromkeys((c.value for c in Counter), 0)
+        for state, count in states.items():
+            counted[COUNTER_OF[state].value] += count
+        return Recount(counters, Counters(total=sum(counted.values()), **counted), states)
+
+
+def why_waiting(campaign: Campaign, u: Upgrade, now: Instant) -> str | None:
+    """Why a waiting device waits, as a sentence for its operator; None for one that does not wait."""
+    if u.state is not UpgradeState.WAIT:
+        return None
+    policy = campaign.policy
+    start = None if policy is None else policy.window_start
+    end = None if policy is None else policy.window_end
+    if campaign.work == "expanding":
+        return "the task is still being expanded over its groups"
+    if campaign.status is CampaignStatus.STOP:
+        return "the task was stopped; this device is about to be"
+    if start is not None and now < start:
+        return "the task's time window has not begun"
+    if end is not None and now >= end:
+        return "the task's time window is over; this device is about to be stopped"
+    if campaign.confirmation and u.action_id is not None and not u.confirmed:
+        return "the device has denied the upgrade" if u.confirmed is False else "the device is to confirm the upgrade"
+    if u.last_seen_at is None:
+        return "the device has never been in contact"
+    return "the device has not been in contact since"

@@ -1,0 +1,168 @@
+"""The loop that leases due jobs and runs them, step by step, through the writer."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from openiodm.clock import Clock, Instant
+from openiodm.scheduler.model import BACKOFF_MS, LEASE_MS, Done, Job, JobHandler, JobRows, Later, More, Progress
+
+POLL_S = 0.5  # how late a job may start that another server made due
+LEASES_AT_ONCE = 16
+
+log = structlog.get_logger(__name__)
+
+
+class HasJobs(Protocol):
+    """The part of a transaction that the scheduler uses."""
+
+    @property
+    def jobs(self) -> JobRows:
+        """The job rows."""
+        ...
+
+
+Command = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
+
+
+class Scheduler:
+    """Runs jobs of this server until it is closed.
+
+    `slow` and `quick` submit a command to the writer: steps of jobs go the slow way, so that they queue behind devices.
+    """
+
+    def __init__(self, owner: str, clock: Clock, quick: Command, slow: Command, handlers: Mapping[str, JobHandler]):
+        self._owner = owner
+        self._clock = clock
+        self._quick = quick
+        self._slow = slow
+        self._handlers = handlers
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins; the tasks belong to this object and end in `close`."""
+        self._loop = asyncio.create_task(self._run(), name="scheduler")
+
+    def wake(self) -> None:
+        """A job was made due just now."""
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Lets every running step commit, then ends. What is left is due again when its lease is over."""
+        self._closing = True
+        self._wake.set()
+        if self._loop is not None:
+            await self._loop
+        if self._tasks:
+            await asyncio.gather(*self._tasks)
+
+    async def _run(self) -> None:
+        while not self._closing:
+            try:
+                await self._lease_and_start()
+            except Exception:
+                log.exception("lease_failed")
+            try:
+                await asyncio.wait_for(self._wake.wait(), POLL_S)
+            except TimeoutError:
+                continue
+            finally:
+                self._wake.clear()
+
+    async def _lease_and_start(self) -> None:
+        now = self._clock.now()
+
+        async def lease(work: HasJobs) -> list[Job]:
+            return list(await work.jobs.lease(now, self._owner, _lease_end(now), LEASES_AT_ONCE))
+
+        for job in await self._quick(lease):
+            task = asyncio.create_task(self._work_off(job), name=f"job:{job.kind}:{job.subject}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work_off(self, job: Job) -> None:
+        handler = self._handlers[job.kind]
+        while not self._closing:
+            current = job
+
+            async def one_step(work: HasJobs, current: Job = current) -> Progress | None:
+                return await self._step(work, handler, current)
+
+            try:
+                progress = await self._slow(one_step)
+            except Exception:
+                log.exception("job_failed", kind=job.kind, subject=job.subject, failures=job.failures + 1)
+                await self._back_off(job)
+                return
+            if not isinstance(progress, More):
+                return
+            job = Job(job.id, job.kind, job.subject, job.epoch, progress.cursor, 0)
+            await asyncio.sleep(0)
+
+    async def _step(self, work: HasJobs, handler: JobHandler, job: Job) -> Progress | None:
+        if not await work.jobs.holds(job):
+            log.warning("lease_lost", kind=job.kind, subject=job.subject)
+            return None
+        now = self._clock.now()
+        progress = await handler.run(work, job, now)
+        match progress:
+            case More():
+                await work.jobs.advance(job, progress.cursor, _lease_end(now))
+            case Later():
+                await work.jobs.postpone(job, progress.due_at, 0)
+            case Done():
+                await work.jobs.remove(job.kind, job.subject)
+        return progress
+
+    async def _back_off(self, job: Job) -> None:
+        delay = BACKOFF_MS[min(job.failures, len(BACKOFF_MS) - 1)]
+        due = Instant(self._clock.now() + delay)
+
+        async def postpone(work: HasJobs) -> None:
+            if await work.jobs.holds(job):
+                await work.jobs.postpone(job, due, job.failures + 1)
+
+        try:
+            await self._quick(postpone)
+        except Exception:
+            log.exception("job_not_postponed", kind=job.kind, subject=job.subject)  # its lease will run out
+
+
+def _lease_end(now: Instant) -> Instant:
+    return Instant(now + LEASE_MS)
+
+
+class Periodic:
+    """Runs `action` every `seconds`; a failure is logged and does not end it."""
+
+    def __init__(self, name: str, seconds: float, action: Callable[[], Awaitable[object]]) -> None:
+        self._name = name
+        self._seconds = seconds
+        self._action = action
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins; ends in `close`."""
+        self._task = asyncio.create_task(self._run(), name=f"periodic:{self._name}")
+
+    async def close(self) -> None:
+        """Waits for the action under way, then ends."""
+        self._stop.set()
+        if self._task is not None:
+            await self._task
+
+    async def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                await asyncio.wait_for(self._stop.wait(), self._seconds)
+            except TimeoutError:
+                try:
+                    await self._action()
+                except Exception:
+                    log.exception("periodic_failed", name=self._name)

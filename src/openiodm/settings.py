@@ -1,0 +1,190 @@
+"""Every setting, once: name, type, default, unit. Read at start from a TOML file and the environment, then frozen.
+
+The environment wins over the file. A setting `listen` is `OPENIODM_LISTEN` there and `listen = "..."` in the file; for
+secrets `OPENIODM_<NAME>_FILE` names a file that holds the value. An unknown name or a value that makes no sense stops
+the start with the setting's name.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+PREFIX = "OPENIODM_"
+
+Seconds = Annotated[int, Meta(ge=1, le=10 * 365 * 86_400)]
+Bytes = Annotated[int, Meta(ge=1)]
+
+
+class SettingsError(Exception):
+    """A setting that makes no sense; the message names it."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The server's settings. Durations end in their unit."""
+
+    data_dir: str = "data"
+    """Folder of the embedded database and the package files."""
+    database: str = ""
+    """`sqlite:///path` or `postgresql://...`; empty: `openiodm.db` in `data_dir`."""
+    listen: str = "127.0.0.1:8743"
+    """HOST:PORT of the northbound APIs (and of the devices, unless `device_listen` is set)."""
+    device_listen: str = ""
+    """HOST:PORT for devices alone: then `listen` serves no device and this address no application."""
+    device_url: str = ""
+    """Base URL that devices reach us at, for the links they are given; empty: as they addressed us."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses whose X-Forwarded-* and X-Controller-Id headers are believed."""
+
+    token_life_s: Seconds = 3600
+    """Life of an access token, told as `expiresIn`."""
+    token_skew_s: Annotated[int, Meta(ge=0, le=3600)] = 60
+    """An access token is accepted for this much longer: clients log in again exactly at its end."""
+    token_grace_s: Annotated[int, Meta(ge=0, le=3600)] = 0
+    """How long the access token before the newest one stays valid."""
+    refresh_life_s: Seconds = 86_400
+    """Life of a refresh token."""
+    calls_per_minute: Annotated[int, Meta(ge=0)] = 100
+    """Flow control of the compatible API, per application; 0 = off."""
+    native_calls_per_minute: Annotated[int, Meta(ge=0)] = 6000
+    """Flow control of the native API, per application; 0 = off."""
+
+    max_package_bytes: Bytes = 1024**3
+    """Largest package that is taken."""
+    min_free_disk_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024**2
+    """An upload is refused before it would leave less than this on the disk."""
+
+    poll_interval_s: Annotated[int, Meta(ge=1, le=86_399)] = 60
+    """What DDI devices are told to sleep between polls."""
+    fw_version_keys: tuple[str, ...] = ("fwVersion", "fw_version", "firmware_version", "firmwareVersion")
+    """configData keys that carry the firmware version, first match wins."""
+    sw_version_keys: tuple[str, ...] = ("swVersion", "sw_version", "software_version", "softwareVersion")
+    """configData keys that carry the software version, first match wins."""
+    device_type_keys: tuple[str, ...] = ("deviceType", "device_type")
+    """configData keys that override a self-registered device's type."""
+    model_keys: tuple[str, ...] = ("model",)
+    """configData keys that override a self-registered device's model."""
+    manufacturer_keys: tuple[str, ...] = ("manufacturerName", "manufacturer_name", "manufacturer")
+    """configData keys that override a self-registered device's manufacturer."""
+    last_seen_flush_s: Seconds = 5
+    """How often times of last contact are written, in bulk."""
+
+    online_clock_s: Seconds = 24 * 3600
+    """Phase clock: a waiting device must make contact within this."""
+    download_clock_s: Seconds = 24 * 3600
+    """Phase clock: from the offer until the package is downloaded."""
+    install_clock_s: Seconds = 2 * 3600
+    """Phase clock: from downloaded until the device reports its result."""
+    verify_clock_s: Seconds = 3600
+    """Phase clock: from the result until the device shows the new version."""
+    cancel_clock_s: Seconds = 600
+    """Phase clock: from a stop until the device must have answered it."""
+
+    device_abnormal_after_s: Seconds = 25 * 3600
+    """A device silent for this long is ABNORMAL."""
+    device_offline_after_s: Seconds = 49 * 3600
+    """A device silent for this long is OFFLINE."""
+
+    group_errors_as_4xx: bool = False
+    """Group and device errors that the contract shows with HTTP 200 get a 4xx status instead."""
+    shutdown_grace_s: Seconds = 10
+    """How long a stopping server waits for requests under way."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    log_format: str = "console"
+    """console (for people) or json."""
+
+    @property
+    def database_url(self) -> str:
+        """The database to open."""
+        return self.database or f"sqlite:///{Path(self.data_dir).absolute() / 'openiodm.db'}"
+
+    @property
+    def package_dir(self) -> Path:
+        """Where package bytes lie."""
+        return Path(self.data_dir).absolute() / "packages"
+
+
+SECRETS = frozenset({"database"})  # may hold a password: from `_FILE` too, never logged
+
+
+def host_port(value: str, setting: str) -> tuple[str, int]:
+    """`127.0.0.1:8743` or `[::1]:8743` to its parts.
+
+    Raises:
+        SettingsError: it is neither.
+    """
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise SettingsError(f"{setting}: expected HOST:PORT, got {value!r}")
+    return host.strip("[]"), int(port)
+
+
+def load(file: Path | None = None, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
+    """File, then environment, then `overrides` (the command line's), each winning over the one before.
+
+    Raises:
+        SettingsError: naming the setting.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values.update(tomllib.loads(file.read_text("utf-8")))
+        except OSError as error:
+            raise SettingsError(f"{file}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{file}: {error}") from error
+    values.update(_from_environment(environ))
+    values.update({k: v for k, v in overrides.items() if v is not None})
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(str(error).replace("`$.", "`").replace("Object contains", "settings contain")) from error
+    _check(settings)
+    return settings
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    lists = {f.name for f in msgspec.structs.fields(Settings) if f.type == tuple[str, ...]}
+    known = {f.name for f in msgspec.structs.fields(Settings)}
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name in CLIENT_VARIABLES:
+            continue
+        if name.endswith("_file") and name.removesuffix("_file") in SECRETS:
+            name = name.removesuffix("_file")
+            try:
+                text = Path(text).read_text("utf-8").strip()
+            except OSError as error:
+                raise SettingsError(f"{variable}: {error.strerror}: {text}") from error
+        if name not in known:
+            raise SettingsError(f"{variable}: there is no such setting")
+        values[name] = [part.strip() for part in text.split(",") if part.strip()] if name in lists else text
+    return values
+
+
+# Read by the command line's client commands, not by the server.
+CLIENT_VARIABLES = frozenset({"url", "app_id", "secret", "secret_file", "config"})
+
+
+def _check(settings: Settings) -> None:
+    host_port(settings.listen, "listen")
+    if settings.device_listen:
+        host_port(settings.device_listen, "device_listen")
+    if settings.database and not settings.database.startswith(("sqlite:///", "postgresql://", "postgres://")):
+        raise SettingsError("database: expected sqlite:///PATH or postgresql://...")
+    if settings.log_level not in {"debug", "info", "warning", "error"}:
+        raise SettingsError(f"log_level: expected debug, info, warning or error, got {settings.log_level!r}")
+    if settings.log_format not in {"console", "json"}:
+        raise SettingsError(f"log_format: expected console or json, got {settings.log_format!r}")
+    if settings.device_offline_after_s <= settings.device_abnormal_after_s:
+        raise SettingsError("device_offline_after_s: must be more than device_abnormal_after_s")
+    if settings.device_url and not settings.device_url.startswith(("http://", "https://")):
+        raise SettingsError("device_url: expected http://... or https://...")

@@ -1,0 +1,1 @@
+"""Rows and bytes: the SQL of every room, the two engines, the writer, the migrations, the package bytes."""

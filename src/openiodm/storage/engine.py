@@ -1,0 +1,107 @@
+"""The port that both engines implement, and the few words of SQL in which they differ.
+
+Statements are written once, in PostgreSQL's dialect, with `$1` parameters. `sqlite.py` translates four constructs:
+`$n`, `= ANY($n::type[])`, `FOR UPDATE ...` (SQLite has one writer, so nothing to lock) and `random_id()`. What goes by
+the hundred in one statement is declared as `InsertMany` / `UpdateMany`, for which each engine has its own fastest form.
+
+A `Row` iterates over its values in the order of the SELECT list and answers `row["column"]`.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Row = Any  # sqlite3.Row | asyncpg.Record: both are sequences of values with names
+
+
+class UniqueViolation(Exception):
+    """A unique index refused a row; `constraint` names the index where the engine tells it."""
+
+    def __init__(self, constraint: str) -> None:
+        super().__init__(constraint)
+        self.constraint = constraint
+
+
+@dataclass(frozen=True, slots=True)
+class InsertMany:
+    """Inserts rows by the hundred. `columns` maps names to PostgreSQL types, in the order of each row's values."""
+
+    table: str
+    columns: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateMany:
+    """Updates rows by the hundred: each row's values are `keys`, then `assign`, in that order.
+
+    `keys` select (and make it a compare-and-set when a state is among them); `assign` are set. `add` columns come
+    last and are added to.
+    """
+
+    table: str
+    keys: dict[str, str]
+    assign: dict[str, str]
+    add: dict[str, str] | None = None
+
+
+class Reader(Protocol):
+    """Reads, each statement by itself. Only key lookups and bounded ranges belong on the loop."""
+
+    async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
+        """All rows."""
+        ...
+
+    async def fetchrow(self, sql: str, *args: Any) -> Row | None:
+        """The first row, or None."""
+        ...
+
+    async def fetchval(self, sql: str, *args: Any) -> Any:
+        """The first column of the first row, or None."""
+        ...
+
+
+class Tx(Reader, Protocol):
+    """One open transaction."""
+
+    async def execute(self, sql: str, *args: Any) -> int:
+        """Runs a statement; the number of rows it touched.
+
+        Raises:
+            UniqueViolation: a unique index refused it.
+        """
+        ...
+
+    async def insert_many(self, statement: InsertMany, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Inserts all rows or raises."""
+        ...
+
+    async def update_many(self, statement: UpdateMany, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Updates; the number of rows that matched their keys."""
+        ...
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """What is done inside is undone if it raises, and the transaction goes on."""
+        ...
+
+
+class Database(Reader, Protocol):
+    """An open database. Reads need no transaction; all writes go through one (the writer's)."""
+
+    engine: str  # 'sqlite' | 'postgresql'
+
+    def transaction(self) -> AbstractAsyncContextManager[Tx]:
+        """Begins; commits at the end, rolls back if the body raises. One at a time per process on SQLite."""
+        ...
+
+    def snapshot(self) -> AbstractAsyncContextManager[Reader]:
+        """One consistent view on a connection of its own, for recounts and exports; may run long."""
+        ...
+
+    async def now(self) -> int | None:
+        """The database's own clock (ms), or None where the process's clock is the only one (SQLite)."""
+        ...
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        ...

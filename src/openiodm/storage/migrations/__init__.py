@@ -1,0 +1,1 @@
+"""Alembic's home: `run.py` applies, `env.py` is Alembic's entry, `versions/` holds released steps, never edited."""

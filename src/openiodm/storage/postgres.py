@@ -1,0 +1,166 @@
+"""PostgreSQL through asyncpg: a pool for reads, one connection for the writer's transactions."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import Any
+
+import asyncpg
+
+from openiodm.storage.engine import InsertMany, Reader, Row, Tx, UniqueViolation, UpdateMany
+
+READ_CONNECTIONS = 8
+WRITE_CONNECTIONS = 2  # the writer's, and one for administration beside it
+
+
+@lru_cache(maxsize=1024)
+def translate(sql: str) -> str:
+    """Gives `random_id()` its name here; everything else is PostgreSQL's own dialect already."""
+    return sql.replace("random_id()", "replace(gen_random_uuid()::text, '-', '')")
+
+
+def _arrays(columns: dict[str, str]) -> str:
+    return ", ".join(f"${i}::{kind}[]" for i, kind in enumerate(columns.values(), 1))
+
+
+@lru_cache(maxsize=256)
+def _insert_sql(table: str, columns: tuple[tuple[str, str], ...]) -> str:
+    spec = dict(columns)
+    return f"INSERT INTO {table} ({', '.join(spec)}) SELECT * FROM unnest({_arrays(spec)})"
+
+
+@lru_cache(maxsize=256)
+def _update_sql(
+    table: str,
+    keys: tuple[tuple[str, str], ...],
+    assign: tuple[tuple[str, str], ...],
+    add: tuple[tuple[str, str], ...],
+) -> str:
+    # A column may be compared and assigned in one statement, so the array columns have names of their own.
+    named = [(f"k_{c}", t) for c, t in keys] + [(f"v_{c}", t) for c, t in assign + add]
+    sets = [f"{c} = v_{c}" for c, _ in assign] + [f"{c} = t.{c} + v_{c}" for c, _ in add]
+    where = " AND ".join(f"t.{c} = k_{c}" for c, _ in keys)
+    return (
+        f"UPDATE {table} t SET {', '.join(sets)} "
+        f"FROM unnest({_arrays(dict(named))}) AS v({', '.join(c for c, _ in named)}) WHERE {where}"
+    )
+
+
+def _touched(status: str) -> int:
+    # "UPDATE 3", "INSERT 0 3", "DELETE 1", "CREATE TABLE"
+    last = status.rpartition(" ")[2]
+    return int(last) if last.isdigit() else 0
+
+
+Connection = Any  # asyncpg.Connection or its pool proxy
+
+
+class _Statements:
+    def __init__(self, connection: Connection) -> None:
+        self._c = connection
+
+    async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
+        try:
+            rows: Sequence[Row] = await self._c.fetch(translate(sql), *args)
+        except asyncpg.UniqueViolationError as error:
+            raise UniqueViolation(error.constraint_name or "") from error
+        return rows
+
+    async def fetchrow(self, sql: str, *args: Any) -> Row | None:
+        try:
+            return await self._c.fetchrow(translate(sql), *args)
+        except asyncpg.UniqueViolationError as error:
+            raise UniqueViolation(error.constraint_name or "") from error
+
+    async def fetchval(self, sql: str, *args: Any) -> Any:
+        row = await self.fetchrow(sql, *args)
+        return None if row is None else row[0]
+
+    async def execute(self, sql: str, *args: Any) -> int:
+        try:
+            return _touched(await self._c.execute(translate(sql), *args))
+        except asyncpg.UniqueViolationError as error:
+            raise UniqueViolation(error.constraint_name or "") from error
+
+    async def insert_many(self, statement: InsertMany, rows: Sequence[tuple[Any, ...]]) -> None:
+        if rows:
+            sql = _insert_sql(statement.table, tuple(statement.columns.items()))
+            await self.execute(sql, *map(list, zip(*rows, strict=True)))
+
+    async def update_many(self, statement: UpdateMany, rows: Sequence[tuple[Any, ...]]) -> int:
+        if not rows:
+            return 0
+        sql = _update_sql(
+            statement.table,
+            tuple(statement.keys.items()),
+            tuple(statement.assign.items()),
+            tuple((statement.add or {}).items()),
+        )
+        return await self.execute(sql, *map(list, zip(*rows, strict=True)))
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        async with self._c.transaction():
+            yield
+
+
+class PostgresDatabase:
+    """A pool of connections to one PostgreSQL database."""
+
+    engine = "postgresql"
+
+    def __init__(self, pool: "asyncpg.Pool[Any]") -> None:
+        self._pool = pool
+        self._write_slots = asyncio.Semaphore(WRITE_CONNECTIONS)
+
+    @classmethod
+    async def open(cls, url: str) -> "PostgresDatabase":
+        """Connects; raises what asyncpg raises when it cannot.
+
+        Sessions run with `synchronous_commit=on`: what a device was answered must survive the server's power loss.
+        """
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=2,
+            max_size=READ_CONNECTIONS + WRITE_CONNECTIONS,
+            server_settings={"synchronous_commit": "on", "jit": "off", "application_name": "openiodm"},
+        )
+        return cls(pool)
+
+    async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
+        """See `Reader`."""
+        rows: Sequence[Row] = await self._pool.fetch(translate(sql), *args)
+        return rows
+
+    async def fetchrow(self, sql: str, *args: Any) -> Row | None:
+        """See `Reader`."""
+        return await self._pool.fetchrow(translate(sql), *args)
+
+    async def fetchval(self, sql: str, *args: Any) -> Any:
+        """See `Reader`."""
+        return await self._pool.fetchval(translate(sql), *args)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Tx]:
+        """See `Database`."""
+        async with self._write_slots, self._pool.acquire() as connection, connection.transaction():
+            yield _Statements(connection)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Reader]:
+        """See `Database`."""
+        async with (
+            self._pool.acquire() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            yield _Statements(connection)
+
+    async def now(self) -> int | None:
+        """The server's wall clock: several of our processes may share the database, not their clocks."""
+        value = await self._pool.fetchval("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)")
+        return int(value)
+
+    async def close(self) -> None:
+        """Waits for statements under way, then closes."""
+        await self._pool.close()

@@ -1,0 +1,424 @@
+"""Every table, once, for both engines (SQLAlchemy Core). Read by Alembic and by the schema tests only.
+
+The running server never imports this module: its statements are plain SQL (see the other modules of this folder).
+
+Conventions: moments are BIGINT milliseconds since the epoch, UTC; public ids are opaque random text; rows that other
+rows or people may still speak of are soft-deleted (`deleted_at`), and their ids are never reused; JSON is text.
+A CHECK or index below that carries a rule of the design says which.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite gives a row id to INTEGER only; on PostgreSQL it must be 64 bits wide.
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+UPGRADE_FINAL = "('success', 'fail', 'timeout', 'stop')"
+
+
+def _id() -> Column[int]:
+    return Column("id", BigId, primary_key=True, autoincrement=True)
+
+
+def _ref(name: str, target: str, *, nullable: bool = False) -> Column[int]:
+    return Column(name, BigId, ForeignKey(f"{target}.id"), nullable=nullable)
+
+
+application = Table(
+    "application",
+    metadata,
+    _id(),
+    Column("app_id", Text, nullable=False, unique=True),  # the contract's appId = app_key
+    Column("name", Text, nullable=False),
+    Column("secret_hash", Text, nullable=False),  # SHA-256 of a 256-bit random secret, hex
+    Column("target_tokens", Boolean, nullable=False),  # DDI: may devices use their own token?
+    Column("gateway_tokens", Boolean, nullable=False),  # DDI: may devices share a gateway token?
+    Column("created_at", BigInteger, nullable=False),
+    Column("frozen_at", BigInteger),
+    Column("deleted_at", BigInteger),
+    sqlite_autoincrement=True,
+)
+
+# The rate limit's bucket, one row an application, used where several servers share a database.
+flow_control = Table(
+    "flow_control",
+    metadata,
+    Column("application_id", BigId, ForeignKey("application.id"), primary_key=True),
+    Column("tokens", Float, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+access_token = Table(
+    "access_token",
+    metadata,
+    _id(),
+    Column("token_hash", Text, nullable=False, unique=True),
+    _ref("application_id", "application"),
+    Column("kind", Text, nullable=False),
+    Column("issued_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('access', 'refresh')", name="kind"),
+    Index(None, "application_id", "kind"),
+    Index(None, "expires_at"),
+    sqlite_autoincrement=True,
+)
+
+# What a device is: interned, so that a group's members of one product are one index range (group_member).
+product = Table(
+    "product",
+    metadata,
+    _id(),
+    Column("device_type", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("manufacturer_name", Text, nullable=False),
+    UniqueConstraint("device_type", "model", "manufacturer_name"),
+    sqlite_autoincrement=True,
+)
+
+# A DDI gateway token with the product that devices which register themselves with it get.
+gateway_token = Table(
+    "gateway_token",
+    metadata,
+    _id(),
+    _ref("application_id", "application"),
+    Column("token_hash", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    _ref("product_id", "product"),
+    Column("created_at", BigInteger, nullable=False),
+    Column("deleted_at", BigInteger),
+    Index(None, "application_id"),
+    sqlite_autoincrement=True,
+)
+
+device = Table(
+    "device",
+    metadata,
+    _id(),
+    Column("device_id", Text, nullable=False, unique=True),  # ours, opaque
+    _ref("application_id", "application"),
+    Column("node_id", Text, nullable=False),  # the device's own name; DDI's controllerId
+    _ref("product_id", "product"),
+    Column("name", Text),
+    Column("protocol_type", Text),
+    Column("fw_version", Text),
+    Column("sw_version", Text),
+    # Has it ever told a version of that kind? Then success needs the version's proof (verifying).
+    Column("reports_fw", Boolean, nullable=False),
+    Column("reports_sw", Boolean, nullable=False),
+    Column("attributes", Text, nullable=False),  # JSON object of strings: DDI configData
+    Column("attributes_wanted", Boolean, nullable=False),
+    Column("auto_confirm", Text),  # JSON {initiator, remark, activatedAt} while active
+    Column("info", Text, nullable=False),  # JSON: the contract's other deviceInfo members
+    Column("token_hash", Text),  # DDI target token
+    Column("verify_code", Text),
+    Column("psk", Text),
+    Column("activation_timeout", BigInteger, nullable=False),  # seconds; 0 = never
+    Column("registered_at", BigInteger, nullable=False),
+    Column("modified_at", BigInteger, nullable=False),
+    Column("activated_at", BigInteger),  # first contact
+    Column("last_seen_at", BigInteger),  # written in bulk, a few seconds late
+    Column("address", Text),
+    # The number of its newest attempt = DDI action id; rises for ever, also over deletion and new registration.
+    Column("attempt_seq", Integer, nullable=False),
+    Column("installed_action_id", Integer),
+    Column("deleted_at", BigInteger),
+    Index(
+        "uq_device_application_id_node_id_live",
+        "application_id",
+        "node_id",
+        unique=True,
+        sqlite_where=text("deleted_at IS NULL"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    Index("ix_device_node_attempts", "application_id", "node_id", "attempt_seq"),
+    Index(
+        "uq_device_verify_code_live",
+        "verify_code",
+        unique=True,
+        sqlite_where=text("deleted_at IS NULL AND verify_code IS NOT NULL"),
+        postgresql_where=text("deleted_at IS NULL AND verify_code IS NOT NULL"),
+    ),
+    Index(
+        "ix_device_application_registered_live",
+        "application_id",
+        "id",
+        sqlite_where=text("deleted_at IS NULL"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+device_group = Table(
+    "device_group",
+    metadata,
+    _id(),
+    Column("group_id", Text, nullable=False, unique=True),
+    _ref("application_id", "application"),
+    Column("name", Text, nullable=False),
+    Column("description", Text),
+    Column("max_devices", Integer, nullable=False),  # 0 = no limit
+    Column("device_count", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("deleted_at", BigInteger),
+    Index(
+        "uq_device_group_name_live",
+        "application_id",
+        "name",
+        unique=True,
+        sqlite_where=text("deleted_at IS NULL"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+# id rises for ever: a campaign remembers the newest id at its creation (watermark) and expands up to it.
+group_member = Table(
+    "group_member",
+    metadata,
+    _id(),
+    _ref("group_id", "device_group"),
+    _ref("device_id", "device"),
+    _ref("product_id", "product"),  # the device's, copied: expansion and its EXISTS are index ranges
+    UniqueConstraint("group_id", "device_id"),
+    Index(None, "device_id"),
+    Index("ix_group_member_expansion", "group_id", "product_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+# Bytes, shared by reference across applications; collected by a job when nobody refers to them.
+blob = Table(
+    "blob",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("sha1", Text, nullable=False),
+    Column("md5", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+package = Table(
+    "package",
+    metadata,
+    _id(),
+    Column("file_id", Text, nullable=False, unique=True),
+    _ref("application_id", "application"),
+    Column("file_type", Text, nullable=False),
+    Column("name", Text, nullable=False),  # the file's name
+    Column("version", Text, nullable=False),
+    _ref("product_id", "product"),
+    Column("protocol_type", Text),
+    Column("description", Text),
+    Column("build_date", Text),  # free text, as the contract has it
+    Column("source_versions", Text, nullable=False),  # JSON list; empty = any
+    Column("extra", Text, nullable=False),  # JSON: versionCheckCode, deviceShard, platform of a SOTA zip
+    Column("sha256", Text, ForeignKey("blob.sha256"), nullable=False),
+    Column("uploaded_at", BigInteger, nullable=False),
+    Column("deleted_at", BigInteger),
+    CheckConstraint("file_type IN ('firmwarePackage', 'softwarePackage')", name="file_type"),
+    Index(
+        "ix_package_application_live",
+        "application_id",
+        "id",
+        sqlite_where=text("deleted_at IS NULL"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    Index(None, "sha256"),
+    sqlite_autoincrement=True,
+)
+
+# id is the list's order: newest first.
+campaign = Table(
+    "campaign",
+    metadata,
+    _id(),
+    Column("operation_id", Text, nullable=False, unique=True),
+    _ref("application_id", "application"),
+    Column("kind", Text, nullable=False),
+    _ref("package_id", "package"),
+    _ref("product_id", "product"),
+    Column("device_type", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("manufacturer_name", Text, nullable=False),
+    Column("target_version", Text, nullable=False),
+    Column("target_devices", Text),  # JSON list of device ids, as given; null for a group task
+    Column("target_groups", Text),  # JSON list of group names, as given; null for a device task
+    Column("policy_given", Boolean, nullable=False),  # the contract answers policy null when none was given
+    Column("execute_type", Text, nullable=False),
+    Column("window_start", BigInteger),
+    Column("window_end", BigInteger),
+    Column("retry_times", Integer, nullable=False),
+    Column("round", Integer, nullable=False),  # 0 = first; rises with every retry
+    Column("confirmation", Boolean, nullable=False),
+    Column("clocks", Text, nullable=False),  # JSON: milliseconds per phase
+    Column("status", Text, nullable=False),
+    # What the server itself still has to do with the rows; a task is complete only while this is 'idle'.
+    Column("work", Text, nullable=False),
+    Column("stopped_by_operator", Boolean, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("stopped_at", BigInteger),
+    CheckConstraint("kind IN ('firmware_upgrade', 'software_upgrade')", name="kind"),
+    CheckConstraint("status IN ('wait', 'processing', 'success', 'failed', 'stop')", name="status"),
+    CheckConstraint("work IN ('idle', 'expanding', 'retrying', 'sweeping')", name="work"),
+    Index(None, "application_id", "id"),
+    Index(None, "application_id", "status", "id"),
+    Index(None, "package_id"),
+    sqlite_autoincrement=True,
+)
+
+# The groups that a campaign is still to be expanded over, and how far that is.
+campaign_group = Table(
+    "campaign_group",
+    metadata,
+    Column("campaign_id", BigId, ForeignKey("campaign.id"), primary_key=True),
+    Column("group_id", BigId, ForeignKey("device_group.id"), primary_key=True),
+    Column("watermark", BigInteger, nullable=False),  # newest group_member.id at creation
+    Column("expanded_to", BigInteger, nullable=False),  # group_member.id done so far
+)
+
+# Apart from campaign: touched once per commit of the writer. `open` is the fence: no grant commits while it is false.
+campaign_counters = Table(
+    "campaign_counters",
+    metadata,
+    Column("campaign_id", BigId, ForeignKey("campaign.id"), primary_key=True, autoincrement=False),
+    Column("open", Boolean, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("wait", Integer, nullable=False),
+    Column("processing", Integer, nullable=False),
+    Column("success", Integer, nullable=False),
+    Column("fail", Integer, nullable=False),
+    Column("stop", Integer, nullable=False),
+    Column("timeout", Integer, nullable=False),
+    CheckConstraint("total = wait + processing + success + fail + stop + timeout", name="sum"),
+    CheckConstraint(
+        "wait >= 0 AND processing >= 0 AND success >= 0 AND fail >= 0 AND stop >= 0 AND timeout >= 0",
+        name="not_negative",
+    ),
+)
+
+upgrade = Table(
+    "upgrade",
+    metadata,
+    _id(),
+    Column("public_id", Text, nullable=False),  # subOperationId; never looked up by
+    _ref("campaign_id", "campaign"),
+    Column("ordinal", Integer, nullable=False),  # dense from 1 within the campaign
+    _ref("device_id", "device"),
+    Column("state", Text, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("action_id", Integer),  # the newest attempt's number (device.attempt_seq), null before one
+    Column("confirmed", Boolean),  # null: not asked yet; false: denied
+    Column("halted_in", Text),  # the state that a stop found it in
+    Column("source_version", Text),
+    Column("detail", Text),
+    Column("error_code", Text),
+    Column("blocker_id", BigInteger),  # campaign.id that held the device at a Task Conflict
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Column("due_at", BigInteger),  # the clock of the present phase
+    CheckConstraint(
+        "state IN ('wait', 'offered', 'downloading', 'downloaded', 'installing', 'verifying', 'cancelling', "
+        "'success', 'fail', 'timeout', 'stop')",
+        name="state",
+    ),
+    # finished_at IS NULL says "not final"; the index for law 1 below stands on it.
+    CheckConstraint(f"(state IN {UPGRADE_FINAL}) = (finished_at IS NOT NULL)", name="final"),
+    Index("uq_upgrade_campaign_id_ordinal", "campaign_id", "ordinal", unique=True),
+    Index(None, "campaign_id", "state", "ordinal"),
+    Index(None, "device_id", "campaign_id"),
+    # Law 1: at most one unfinished upgrade per device, over all campaigns.
+    Index(
+        "uq_upgrade_device_id_open",
+        "device_id",
+        unique=True,
+        sqlite_where=text("finished_at IS NULL"),
+        postgresql_where=text("finished_at IS NULL"),
+    ),
+    Index(
+        "ix_upgrade_due_at",
+        "due_at",
+        sqlite_where=text("due_at IS NOT NULL"),
+        postgresql_where=text("due_at IS NOT NULL"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+# Law 6: exactly one row for every change of state.
+history = Table(
+    "history",
+    metadata,
+    _id(),
+    _ref("upgrade_id", "upgrade"),
+    Column("at", BigInteger, nullable=False),
+    Column("from_state", Text, nullable=False),
+    Column("to_state", Text, nullable=False),
+    Column("action_id", Integer),
+    Column("cause", Text, nullable=False),
+    Index(None, "upgrade_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+# What devices said, bounded per attempt.
+device_log = Table(
+    "device_log",
+    metadata,
+    Column("upgrade_id", BigId, ForeignKey("upgrade.id"), primary_key=True),
+    Column("action_id", Integer, primary_key=True, autoincrement=False),
+    Column("n", Integer, primary_key=True, autoincrement=False),
+    Column("at", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("lines", Text, nullable=False),  # JSON list of strings
+)
+
+# Work that is due; the scheduler leases rows and knows no domain word.
+job = Table(
+    "job",
+    metadata,
+    _id(),
+    Column("kind", Text, nullable=False),
+    Column("subject", BigInteger, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("owner", Text),
+    Column("lease_until", BigInteger),
+    Column("epoch", Integer, nullable=False),  # rises with every lease: the fence of a lost lease
+    Column("failures", Integer, nullable=False),
+    Column("cursor", BigInteger, nullable=False),  # how far a job that goes in chunks has come
+    UniqueConstraint("kind", "subject"),
+    Index(None, "due_at"),
+    sqlite_autoincrement=True,
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("application_id", BigId, ForeignKey("application.id"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request_hash", Text, nullable=False),
+    Column("operation_id", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index(None, "created_at"),
+)

@@ -1,0 +1,234 @@
+"""A core without edges: the real writer, rows and rules on a real database; devices and packages put in by SQL."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from openiodm.access.model import Actor, ApplicationKey
+from openiodm.campaigns import jobs as campaign_jobs
+from openiodm.campaigns.commands import CampaignCommands
+from openiodm.campaigns.model import CampaignKind, Clocks, DeviceKey, LogEntry, NewCampaign, Policy, Target
+from openiodm.campaigns.queries import CampaignQueries
+from openiodm.campaigns.reports import Outcome, ReportDesk
+from openiodm.campaigns.rollout import Contact, Progress, Result, Versions, What
+from openiodm.campaigns.states import COUNTER_OF, Counter, UpgradeEvent, UpgradeState
+from openiodm.scheduler.model import Done, Job, Later, More
+from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
+from openiodm.storage.campaigns import CampaignRows
+from openiodm.storage.engine import Database, InsertMany, Tx
+from openiodm.storage.jobs import JobRows
+from openiodm.storage.writer import Lane, Writer
+from tests.conftest import ManualClock
+
+CLOCKS = Clocks(online=86_400_000, download=3_600_000, install=1_800_000, verify=600_000, cancel=300_000)
+LOG = LogEntry("device", ("a line",))
+
+DEVICES = InsertMany(
+    "device",
+    {
+        "device_id": "text",
+        "application_id": "bigint",
+        "node_id": "text",
+        "product_id": "bigint",
+        "fw_version": "text",
+        "reports_fw": "boolean",
+        "reports_sw": "boolean",
+        "attributes": "text",
+        "attributes_wanted": "boolean",
+        "info": "text",
+        "activation_timeout": "bigint",
+        "registered_at": "bigint",
+        "modified_at": "bigint",
+        "attempt_seq": "int",
+    },
+)
+
+
+def bind(tx: Tx) -> Any:
+    return SimpleNamespace(tx=tx, campaigns=CampaignRows(tx), jobs=JobRows(tx))
+
+
+@dataclass
+class Core:
+    """One application with a package `V2` for product 1, and whatever devices a test adds."""
+
+    database: Database
+    clock: ManualClock
+    writer: Writer[Any]
+    commands: CampaignCommands
+    queries: CampaignQueries
+    reads: SqlCampaignReads
+    actor: Actor = field(default=Actor(ApplicationKey(1), "app1"))
+
+    async def add_devices(self, count: int, version: str | None = "V1", first: int = 1, product: int = 1) -> list[str]:
+        rows = [
+            (f"d{n}", 1, f"n{n}", product, version, version is not None, False, "{}", True, "{}", 0, 0, 0, 0)
+            for n in range(first, first + count)
+        ]
+        async with self.database.transaction() as tx:
+            await tx.insert_many(DEVICES, rows)
+        return [r[0] for r in rows]
+
+    async def add_group(self, name: str, first: int, count: int) -> None:
+        async with self.database.transaction() as tx:
+            group = await tx.fetchval(
+                "INSERT INTO device_group (group_id, application_id, name, max_devices, device_count, created_at) "
+                "VALUES ($1, 1, $1, 0, 0, 0) RETURNING id",
+                name,
+            )
+            await tx.execute(
+                "INSERT INTO group_member (group_id, device_id, product_id) "
+                "SELECT CAST($1 AS bigint), id, product_id FROM device WHERE id >= $2 AND id < $3",
+                group,
+                first,
+                first + count,
+            )
+
+    async def create(self, devices: list[str] | None = None, **kwargs: Any) -> str:
+        groups = kwargs.pop("groups", None)
+        target = Target(
+            devices=None if devices is None else tuple(devices), groups=None if groups is None else tuple(groups)
+        )
+        asked = NewCampaign(
+            kind=kwargs.pop("kind", CampaignKind.FIRMWARE),
+            file_id=kwargs.pop("file_id", "f1"),
+            target=target,
+            policy=kwargs.pop("policy", Policy()),
+            **kwargs,
+        )
+        return await self.commands.create(self.actor, asked)
+
+    async def signal(self, device: int, what: What) -> Outcome:
+        return await self.commands.signal(DeviceKey(device), what)
+
+    async def contact(self, device: int) -> Outcome:
+        return await self.signal(device, Contact())
+
+    async def grant(self, device: int) -> int:
+        """A contact that must end in an offer; the action id."""
+        outcome = await self.contact(device)
+        assert outcome.standing is not None
+        assert outcome.standing.state is UpgradeState.OFFERED
+        assert outcome.standing.action_id is not None
+        return outcome.standing.action_id
+
+    async def succeed(self, device: int) -> None:
+        """The whole way of one device that reports versions."""
+        action = await self.grant(device)
+        await self.signal(device, Progress(action, LOG, UpgradeEvent.DOWNLOAD_STARTED))
+        await self.signal(device, Result(action, True, LOG))
+        await self.signal(device, Versions(fw="V2"))
+        await self.set_version(device, "V2")
+
+    async def fail(self, device: int, detail: str = "broken") -> None:
+        action = await self.grant(device)
+        await self.signal(device, Result(action, False, LOG, detail=detail))
+
+    async def set_version(self, device: int, version: str) -> None:
+        async with self.database.transaction() as tx:
+            await tx.execute("UPDATE device SET fw_version = $2, reports_fw = TRUE WHERE id = $1", device, version)
+
+    async def run_jobs(self) -> int:
+        """Everything that is due now, to its end; the number of steps."""
+        handlers = campaign_jobs.handlers(self.database.engine)
+        steps = 0
+        while True:
+            now = self.clock.now()
+
+            async def lease(work: Any, now: Any = now) -> list[Job]:
+                return list(await work.jobs.lease(now, "test", now + 1000, 10))
+
+            jobs = await self.writer.run(lease)
+            if not jobs:
+                return steps
+            for job in jobs:
+                steps += await self._work_off(handlers[job.kind], job)
+
+    async def _work_off(self, handler: Any, job: Job) -> int:
+        steps = 0
+        while True:
+            current = job
+
+            async def step(work: Any, current: Job = current) -> Any:
+                if not await work.jobs.holds(current):
+                    return None
+                progress = await handler.run(work, current, self.clock.now())
+                match progress:
+                    case More():
+                        await work.jobs.advance(current, progress.cursor, self.clock.now() + 1000)
+                    case Later():
+                        await work.jobs.postpone(current, progress.due_at, 0)
+                    case Done():
+                        await work.jobs.remove(current.kind, current.subject)
+                return progress
+
+            steps += 1
+            progress = await self.writer.run(step, Lane.CHUNK)
+            if not isinstance(progress, More):
+                return steps
+            job = Job(job.id, job.kind, job.subject, job.epoch, progress.cursor, 0)
+
+    async def check_laws(self) -> None:
+        """Laws 1, 2, 3 and 6 over every row there is."""
+        db = self.database
+        for counters in await db.fetch("SELECT * FROM campaign_counters"):
+            counted = dict.fromkeys((c.value for c in Counter), 0)
+            for state, count in await db.fetch(
+                "SELECT state, count(*) FROM upgrade WHERE campaign_id = $1 GROUP BY state", counters["campaign_id"]
+            ):
+                counted[COUNTER_OF[UpgradeState(state)].value] += count
+            assert {c: counters[c] for c in counted} == counted, "law 2"
+            assert counters["total"] == sum(counted.values()), "law 2"
+        twice = await db.fetch(
+            "SELECT device_id FROM upgrade WHERE finished_at IS NULL GROUP BY device_id HAVING count(*) > 1"
+        )
+        assert not twice, "law 1"
+        histories: dict[int, list[Any]] = {}
+        for row in await db.fetch("SELECT upgrade_id, from_state, to_state FROM history ORDER BY id"):
+            histories.setdefault(row["upgrade_id"], []).append(row)
+        for upgrade in await db.fetch("SELECT id, state FROM upgrade"):
+            changes = histories.get(upgrade["id"], [])
+            if not changes:
+                continue
+            assert changes[-1]["to_state"] == upgrade["state"], "law 6: history replays to the state"
+            for before, after in zip(changes, changes[1:], strict=False):
+                assert before["to_state"] == after["from_state"], "law 6: no gap"
+            for change in changes:
+                if change["from_state"] in ("success", "stop"):
+                    raise AssertionError("law 3")
+                if change["from_state"] in ("fail", "timeout"):
+                    assert change["to_state"] == "wait", "law 3"
+
+
+async def build_core(database: Database, clock: ManualClock) -> Core:
+    writer: Writer[Any] = Writer(database, bind)
+    writer.start()
+    desk = ReportDesk(clock)
+    commands = CampaignCommands(writer, clock, CLOCKS, desk, lambda: None, Lane.STOP)
+    reads = SqlCampaignReads(database)
+    queries = CampaignQueries(reads, SqlCampaignList(database), clock)
+    async with database.transaction() as tx:
+        for app in (1, 2):
+            await tx.execute(
+                "INSERT INTO application (app_id, name, secret_hash, target_tokens, gateway_tokens, created_at) "
+                "VALUES ($1, $1, 'x', TRUE, TRUE, 0)",
+                f"app{app}",
+            )
+        for model in ("m", "other"):
+            await tx.execute(
+                "INSERT INTO product (device_type, model, manufacturer_name) VALUES ('t', $1, 'maker')", model
+            )
+        await tx.execute("INSERT INTO blob (sha256, sha1, md5, size, created_at) VALUES ('aa', 'bb', 'cc', 3, 0)")
+        for file_id, file_type, sources in (
+            ("f1", "firmwarePackage", "[]"),
+            ("s1", "softwarePackage", "[]"),
+            ("f-from-V0", "firmwarePackage", '["V0"]'),
+        ):
+            await tx.execute(
+                "INSERT INTO package (file_id, application_id, file_type, name, version, product_id, source_versions, "
+                "extra, sha256, uploaded_at) VALUES ($1, 1, $2, 'x.swu', 'V2', 1, $3, '{}', 'aa', 0)",
+                file_id,
+                file_type,
+                sources,
+            )
+    return Core(database, clock, writer, commands, queries, reads)

@@ -1,0 +1,1 @@
+"""What devices speak: one folder for each protocol, none knows another."""

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.conftest import ManualClock
+from tests.support.core import CLOCKS, LOG, Core, build_core
 
 from openiodm.campaigns import texts
 from openiodm.campaigns.model import Counters, ExecuteType, IdempotencyKey, Policy
@@ -12,8 +14,6 @@ from openiodm.campaigns.states import CampaignStatus, UpgradeEvent, UpgradeState
 from openiodm.clock import Instant
 from openiodm.errors import Reason, Refusal
 from openiodm.storage.engine import Database
-from tests.conftest import ManualClock
-from tests.support.core import CLOCKS, LOG, Core, build_core
 
 S = UpgradeState
 

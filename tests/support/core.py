@@ -1,5 +1,6 @@
 """A core without edges: the real writer, rows and rules on a real database; devices and packages put in by SQL."""
 
+import itertools
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 from openiodm.access.model import Actor, ApplicationKey
 from openiodm.campaigns import jobs as campaign_jobs
 from openiodm.campaigns.commands import CampaignCommands
-from openiodm.campaigns.model import CampaignKind, Clocks, DeviceKey, LogEntry, NewCampaign, Policy, Target
+from openiodm.campaigns.model import CampaignKind, Clocks, LogEntry, NewCampaign, Policy, Target
 from openiodm.campaigns.queries import CampaignQueries
 from openiodm.campaigns.reports import Outcome, ReportDesk
 from openiodm.campaigns.rollout import Contact, Progress, Result, Versions, What
 from openiodm.campaigns.states import COUNTER_OF, Counter, UpgradeEvent, UpgradeState
+from openiodm.devices.model import DeviceKey
 from openiodm.scheduler.model import Done, Job, Later, More
 from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
 from openiodm.storage.campaigns import CampaignRows
@@ -33,6 +35,7 @@ DEVICES = InsertMany(
         "fw_version": "text",
         "reports_fw": "boolean",
         "reports_sw": "boolean",
+        "self_registered": "boolean",
         "attributes": "text",
         "attributes_wanted": "boolean",
         "info": "text",
@@ -62,7 +65,7 @@ class Core:
 
     async def add_devices(self, count: int, version: str | None = "V1", first: int = 1, product: int = 1) -> list[str]:
         rows = [
-            (f"d{n}", 1, f"n{n}", product, version, version is not None, False, "{}", True, "{}", 0, 0, 0, 0)
+            (f"d{n}", 1, f"n{n}", product, version, version is not None, False, False, "{}", True, "{}", 0, 0, 0, 0)
             for n in range(first, first + count)
         ]
         async with self.database.transaction() as tx:
@@ -191,7 +194,7 @@ class Core:
             if not changes:
                 continue
             assert changes[-1]["to_state"] == upgrade["state"], "law 6: history replays to the state"
-            for before, after in zip(changes, changes[1:], strict=False):
+            for before, after in itertools.pairwise(changes):
                 assert before["to_state"] == after["from_state"], "law 6: no gap"
             for change in changes:
                 if change["from_state"] in ("success", "stop"):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from openiodm.access.model import Actor
 from openiodm.campaigns import endings
 from openiodm.campaigns.endings import end_if_complete
-from openiodm.campaigns.model import CampaignKey, Clocks, DeviceKey, ExecuteType, NewCampaign, Policy
+from openiodm.campaigns.model import CampaignKey, Clocks, ExecuteType, NewCampaign, Policy
 from openiodm.campaigns.ports import (
     CampaignDesk,
     CampaignRow,
@@ -15,9 +15,10 @@ from openiodm.campaigns.ports import (
     WriterPort,
 )
 from openiodm.campaigns.reports import Outcome, ReportDesk, Signal
-from openiodm.campaigns.rollout import Gone, Halt, What
+from openiodm.campaigns.rollout import Gone, Halt, Versions, What
 from openiodm.campaigns.states import CampaignEvent, next_campaign_status
-from openiodm.clock import Clock, Instant, random_id
+from openiodm.clock import DAY, Clock, Instant, random_id
+from openiodm.devices.model import DeviceKey
 from openiodm.errors import Reason, Refusal
 
 
@@ -160,7 +161,7 @@ class CampaignCommands:
             if not await work.campaigns.package_lives(desk.key):
                 raise Refusal(Reason.NOTHING_TO_RETRY, "the task's package was deleted")
             await work.campaigns.begin_round(desk.key, reopened=True)
-            await work.jobs.put(endings.RETRY, desk.key, now)
+            await endings.begin_round_jobs(work, desk, now)
             if desk.window_end is not None:
                 await work.jobs.put(endings.WINDOW_END, desk.key, desk.window_end)
 
@@ -175,8 +176,10 @@ class CampaignCommands:
         """
 
         async def command(work: Work) -> None:
-            desk = await _campaign(work, actor, operation_id)
-            found = await work.campaigns.upgrade_of(desk.key, device)
+            campaign = await work.campaigns.find(actor.application, operation_id)
+            if campaign is None:
+                raise _unknown()
+            found = await work.campaigns.upgrade_of(campaign, device)
             if found is None:
                 raise Refusal(Reason.UPGRADE_UNKNOWN, "the device is not in this task", field="deviceId")
             key, unfinished = found
@@ -186,10 +189,23 @@ class CampaignCommands:
 
         await self._writer.run(command)
 
+    async def forget_keys(self) -> int:
+        """Idempotency keys older than 24 hours go; how many."""
+        before = Instant(self._clock.now() - DAY)
+
+        async def command(work: Work) -> int:
+            return await work.campaigns.forget(before)
+
+        return int(await self._writer.run(command))
+
     async def device_deleted(self, work: Work, device: int, now: Instant) -> None:
         """The devices room's port: an open upgrade of a deleted device ends, in the deletion's own transaction."""
         del now  # the desk reads the clock
         await self._desk.process(work, [Signal(DeviceKey(device), Gone())])
+
+    async def versions_told(self, work: Work, device: int, fw: str | None, sw: str | None) -> None:
+        """The devices room's port: a version that a device told, in that transaction."""
+        await self._desk.process(work, [Signal(DeviceKey(device), Versions(fw, sw))])
 
     async def signal(self, device: DeviceKey, what: What) -> Outcome:
         """What a protocol heard from a device; durable when it returns."""
@@ -200,8 +216,12 @@ class CampaignCommands:
 async def _campaign(work: Work, actor: Actor, operation_id: str) -> CampaignDesk:
     desk = await work.campaigns.locked_by_operation(actor.application, operation_id)
     if desk is None:
-        raise Refusal(Reason.CAMPAIGN_UNKNOWN, "no such task", field="operationId")
+        raise _unknown()
     return desk
+
+
+def _unknown() -> Refusal:
+    return Refusal(Reason.CAMPAIGN_UNKNOWN, "no such task", field="operationId")
 
 
 async def _devices(work: Work, actor: Actor, asked: NewCampaign, package: PackageFacts) -> list[int]:

@@ -1,7 +1,7 @@
 """How a campaign ends: used wherever devices of it may have ended (reports, sweeps, clocks, expansion)."""
 
 from openiodm.campaigns.model import CampaignKey
-from openiodm.campaigns.ports import Work
+from openiodm.campaigns.ports import CampaignDesk, Work
 from openiodm.campaigns.rollout import Conclusion, conclude
 from openiodm.campaigns.states import CAMPAIGN_FINAL, CampaignEvent, next_campaign_status
 from openiodm.clock import Instant
@@ -29,7 +29,7 @@ async def end_if_complete(work: Work, campaign: CampaignKey, now: Instant) -> No
         return
     if conclusion is Conclusion.RETRY:
         await work.campaigns.begin_round(campaign, reopened=False)
-        await work.jobs.put(RETRY, campaign, now)
+        await begin_round_jobs(work, desk, now)
         return
     status = next_campaign_status(desk.status, _EVENT[conclusion])
     assert status is not None, (desk.status, conclusion)
@@ -37,3 +37,9 @@ async def end_if_complete(work: Work, campaign: CampaignKey, now: Instant) -> No
     await work.campaigns.set_open(campaign, False)
     for kind in (ONLINE, WINDOW_END):
         await work.jobs.remove(kind, campaign)
+
+
+async def begin_round_jobs(work: Work, desk: CampaignDesk, now: Instant) -> None:
+    """A new round resets the failed, and gives every waiting device the whole online clock again."""
+    await work.jobs.put(RETRY, desk.key, now)
+    await work.jobs.put(ONLINE, desk.key, Instant(now + desk.clocks.online))

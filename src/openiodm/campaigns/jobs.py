@@ -6,7 +6,7 @@ A piece is one transaction that queues behind stops and reports, so its size is 
 from openiodm.campaigns import endings, texts
 from openiodm.campaigns.endings import end_if_complete
 from openiodm.campaigns.model import CampaignKey
-from openiodm.campaigns.ports import CampaignDesk, Work
+from openiodm.campaigns.ports import Work
 from openiodm.campaigns.states import CAMPAIGN_FINAL, GRANTED, UpgradeState
 from openiodm.clock import Instant
 from openiodm.scheduler.model import Done, Job, JobHandler, More, Progress
@@ -18,11 +18,6 @@ EXPAND_CHUNK = {"sqlite": 1000, "postgresql": 10_000}
 _CANCELLABLE = sorted(GRANTED - {UpgradeState.CANCELLING})
 
 
-async def _desk(work: Work, job: Job) -> CampaignDesk:
-    key = CampaignKey(job.subject)
-    return (await work.campaigns.lock([key]))[key]
-
-
 class Expand:
     """Upgrades for the members of the task's groups, chunk by chunk. Until the last one nobody is granted."""
 
@@ -31,7 +26,8 @@ class Expand:
 
     async def run(self, work: Work, job: Job, now: Instant) -> Progress:
         """One chunk."""
-        desk = await _desk(work, job)
+        key = CampaignKey(job.subject)
+        desk = (await work.campaigns.lock([key]))[key]
         if desk.work != "expanding":
             return Done()
         if await work.campaigns.expand(desk.key, self._chunk, now):
@@ -55,8 +51,7 @@ class Sweep:
         waiting = [UpgradeState.WAIT]
         if await rows.move_many(key, waiting, UpgradeState.STOP, "operator", texts.STOPPED, self._chunk, now):
             return More()
-        desk = await _desk(work, job)
-        due = Instant(now + desk.clocks.cancel)
+        due = Instant(now + (await rows.look(key)).clocks.cancel)
         cancel = UpgradeState.CANCELLING
         if await rows.move_many(key, _CANCELLABLE, cancel, "operator", texts.STOPPED, self._chunk, now, due):
             return More()
@@ -76,9 +71,7 @@ class RetryRound:
         last = await work.campaigns.retry_many(key, job.cursor, self._chunk, now)
         if last is not None:
             return More(last)
-        desk = await _desk(work, job)
         await work.campaigns.set_work(key, "idle")
-        await work.jobs.put(endings.ONLINE, key, Instant(now + desk.clocks.online))
         await end_if_complete(work, key, now)
         return Done()
 
@@ -94,7 +87,7 @@ class EndWaiting:
 
     async def run(self, work: Work, job: Job, now: Instant) -> Progress:
         """One chunk."""
-        desk = await _desk(work, job)
+        desk = await work.campaigns.look(CampaignKey(job.subject))
         if desk.status in CAMPAIGN_FINAL:
             return Done()
         waiting = [UpgradeState.WAIT]

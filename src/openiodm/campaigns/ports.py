@@ -12,7 +12,6 @@ from openiodm.campaigns.model import (
     Change,
     Clocks,
     Counters,
-    DeviceKey,
     LogEntry,
     NewCampaign,
     PackageKey,
@@ -22,6 +21,7 @@ from openiodm.campaigns.model import (
 from openiodm.campaigns.rollout import Standing, Transition
 from openiodm.campaigns.states import CampaignStatus, UpgradeState
 from openiodm.clock import Instant
+from openiodm.devices.model import DeviceKey
 from openiodm.scheduler.model import JobRows
 
 ProductKey = NewType("ProductKey", int)
@@ -112,6 +112,10 @@ class CampaignRows(Protocol):
         """(request hash, operationId) of an earlier request with that key."""
         ...
 
+    async def forget(self, before: Instant) -> int:
+        """Removes keys that were kept before that moment; how many."""
+        ...
+
     async def remember(
         self, application: ApplicationKey, key: str, request_hash: str, operation_id: str, now: Instant
     ) -> bool:
@@ -136,6 +140,14 @@ class CampaignRows(Protocol):
 
     async def lock(self, campaigns: Sequence[CampaignKey]) -> Mapping[CampaignKey, CampaignDesk]:
         """Locks counters, in the order of keys. Whoever changes a campaign's status holds this lock."""
+        ...
+
+    async def look(self, campaign: CampaignKey) -> CampaignDesk:
+        """The same without the lock: for those who are about to lock upgrades, which come first."""
+        ...
+
+    async def find(self, application: ApplicationKey, operation_id: str) -> CampaignKey | None:
+        """The key of a public id; nothing is locked."""
         ...
 
     async def locked_by_operation(self, application: ApplicationKey, operation_id: str) -> CampaignDesk | None:

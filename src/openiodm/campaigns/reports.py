@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 from openiodm.campaigns import rollout
 from openiodm.campaigns.endings import end_if_complete
-from openiodm.campaigns.model import CampaignKey, DeviceKey, LogEntry
+from openiodm.campaigns.model import CampaignKey, LogEntry
 from openiodm.campaigns.ports import CampaignDesk, Moved, Work
 from openiodm.campaigns.rollout import Answer, Progress, Result, Standing, Step, Transition, What
 from openiodm.campaigns.states import COUNTER_OF, CampaignStatus, UpgradeState
 from openiodm.clock import Clock, Instant
+from openiodm.devices.model import DeviceKey
 
 REPEAT_WINDOW_MS = 10 * 60_000  # a result repeated within this of its attempt's end is answered as the first time
 

@@ -24,6 +24,9 @@ from openiodm.errors import Reason, Refusal
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # of a parsed body; streamed ones have limits of their own
 
+NUL = "\0"  # PostgreSQL's text cannot hold it, and nobody's name does
+NUL_IN_JSON = b"\\u0000"
+
 log = structlog.get_logger(__name__)
 
 _encoder = msgspec.json.Encoder()
@@ -167,6 +170,8 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
 
 def parse_json(raw: bytes, into: Any, bad_input: Callable[[str | None], Reason]) -> Any:
     """JSON to a typed value, or a refusal that names the member."""
+    if NUL_IN_JSON in raw:
+        raise Refusal(Reason.BAD_INPUT, "a text of the body holds a NUL")
     try:
         return msgspec.json.decode(raw, type=into)
     except msgspec.ValidationError as error:
@@ -201,6 +206,8 @@ class _Path:
             if route.needs is Needs.APPLICATION:
                 actor = await self._guard.authenticate(request)
                 await self._guard.admit(actor)
+            if NUL in request.scope["path"]:
+                raise Refusal(Reason.BAD_INPUT, "the path holds a NUL")
             query = None if route.query is None else parse_query(request, route.query, route.bad_input)
             body = None
             if route.body is not None:

@@ -74,13 +74,24 @@ class Scheduler:
             finally:
                 self._wake.clear()
 
-    async def _lease_and_start(self) -> None:
+    async def run_due(self) -> int:
+        """Leases what is due now and works it off, in turn; how many jobs that were."""
+        jobs = await self._lease()
+        for job in jobs:
+            await self._work_off(job)
+        return len(jobs)
+
+    async def _lease(self) -> list[Job]:
         now = self._clock.now()
 
         async def lease(work: HasJobs) -> list[Job]:
             return list(await work.jobs.lease(now, self._owner, _lease_end(now), LEASES_AT_ONCE))
 
-        for job in await self._quick(lease):
+        leased: list[Job] = await self._quick(lease)
+        return leased
+
+    async def _lease_and_start(self) -> None:
+        for job in await self._lease():
             task = asyncio.create_task(self._work_off(job), name=f"job:{job.kind}:{job.subject}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -13,13 +13,13 @@ from openiodm.campaigns.model import (
     CampaignKind,
     Change,
     Counters,
-    DeviceKey,
     ExecuteType,
     Policy,
     Upgrade,
 )
 from openiodm.campaigns.states import CampaignStatus, UpgradeState
 from openiodm.clock import Instant
+from openiodm.devices.model import DeviceKey
 from openiodm.storage.engine import Database, Row
 
 _CAMPAIGN = """
@@ -194,7 +194,8 @@ class SqlCampaignList:
 
 
 def _conditions(where: CampaignFilter) -> tuple[str, list[Any]]:
-    parts, args = ["c.application_id = $1"], [where.application]
+    parts: list[str] = ["c.application_id = $1"]
+    args: list[Any] = [where.application]
     for column, value in (
         ("c.kind", where.kind),
         ("c.status", where.status),

@@ -11,15 +11,7 @@ import msgspec
 
 from openiodm.access.model import ApplicationKey
 from openiodm.campaigns import texts
-from openiodm.campaigns.model import (
-    CampaignKey,
-    CampaignKind,
-    Clocks,
-    Counters,
-    DeviceKey,
-    PackageKey,
-    UpgradeKey,
-)
+from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, PackageKey, UpgradeKey
 from openiodm.campaigns.ports import (
     CampaignDesk,
     CampaignRow,
@@ -31,6 +23,7 @@ from openiodm.campaigns.ports import (
 from openiodm.campaigns.rollout import Standing
 from openiodm.campaigns.states import COUNTER_OF, FINAL, CampaignStatus, Counter, UpgradeState
 from openiodm.clock import Instant
+from openiodm.devices.model import DeviceKey
 from openiodm.storage.engine import InsertMany, Row, Tx, UniqueViolation, UpdateMany
 
 MAX_LOG_ENTRIES = 1000  # of one attempt
@@ -57,12 +50,13 @@ SELECT {STANDING_COLUMNS} FROM upgrade u JOIN device d ON d.id = u.device_id {ST
 WHERE u.device_id = ANY($1::bigint[]) AND u.finished_at IS NULL ORDER BY u.id FOR UPDATE OF u
 """
 
-_LOCK = """
+_LOOK = """
 SELECT k.campaign_id, c.status, c.work, c.round, c.retry_times, c.window_start, c.window_end, c.clocks, k.open,
 k.total, k.wait, k.processing, k.success, k.fail, k.stop, k.timeout
 FROM campaign_counters k JOIN campaign c ON c.id = k.campaign_id
-WHERE k.campaign_id = ANY($1::bigint[]) ORDER BY k.campaign_id FOR UPDATE OF k
+WHERE k.campaign_id = ANY($1::bigint[]) ORDER BY k.campaign_id
 """
+_LOCK = f"{_LOOK} FOR UPDATE OF k"
 
 # One upgrade per chosen device. A device that another campaign holds is born `fail`, one that already runs the version
 # `success`, one on a version that the package does not start from `fail`; all others wait.
@@ -296,6 +290,10 @@ class CampaignRows:
         )
         return None if r is None else (r[0], r[1])
 
+    async def forget(self, before: Instant) -> int:
+        """See the port."""
+        return await self._tx.execute("DELETE FROM idempotency WHERE created_at < $1", before)
+
     async def remember(
         self, application: ApplicationKey, key: str, request_hash: str, operation_id: str, now: Instant
     ) -> bool:
@@ -419,11 +417,21 @@ class CampaignRows:
         """See the port."""
         return {d.key: d for d in map(_desk_of, await self._tx.fetch(_LOCK, list(campaigns)))}
 
+    async def look(self, campaign: CampaignKey) -> CampaignDesk:
+        """See the port."""
+        row = await self._tx.fetchrow(_LOOK, [campaign])
+        assert row is not None
+        return _desk_of(row)
+
+    async def find(self, application: ApplicationKey, operation_id: str) -> CampaignKey | None:
+        """See the port."""
+        sql = "SELECT id FROM campaign WHERE application_id = $1 AND operation_id = $2"
+        key = await self._tx.fetchval(sql, application, operation_id)
+        return None if key is None else CampaignKey(key)
+
     async def locked_by_operation(self, application: ApplicationKey, operation_id: str) -> CampaignDesk | None:
         """See the port."""
-        key = await self._tx.fetchval(
-            "SELECT id FROM campaign WHERE application_id = $1 AND operation_id = $2", application, operation_id
-        )
+        key = await self.find(application, operation_id)
         return None if key is None else (await self.lock([key]))[key]
 
     async def set_status(

@@ -128,6 +128,7 @@ device = Table(
     # Has it ever told a version of that kind? Then success needs the version's proof (verifying).
     Column("reports_fw", Boolean, nullable=False),
     Column("reports_sw", Boolean, nullable=False),
+    Column("self_registered", Boolean, nullable=False),  # with a gateway token: then its attributes say what it is
     Column("attributes", Text, nullable=False),  # JSON object of strings: DDI configData
     Column("attributes_wanted", Boolean, nullable=False),
     Column("auto_confirm", Text),  # JSON {initiator, remark, activatedAt} while active

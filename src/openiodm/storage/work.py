@@ -6,6 +6,7 @@ from openiodm.storage.devices import DeviceRows
 from openiodm.storage.engine import Tx
 from openiodm.storage.jobs import JobRows
 from openiodm.storage.packages import PackageRows
+from openiodm.storage.told import ToldRows
 
 
 class Work:
@@ -16,5 +17,6 @@ class Work:
         self.access = AccessRows(tx)
         self.packages = PackageRows(tx)
         self.devices = DeviceRows(tx)
+        self.told = ToldRows(tx)
         self.campaigns = CampaignRows(tx)
         self.jobs = JobRows(tx)

@@ -443,6 +443,11 @@ class AutoConfirmState(msgspec.Struct, frozen=True):
     remark: str | None = None
 
 
+def auto_confirm_state(text: str) -> AutoConfirmState:
+    """The state as it is kept with a device (JSON of this very struct)."""
+    return msgspec.json.decode(text, type=AutoConfirmState)
+
+
 class ConfirmationStatus(msgspec.Struct, frozen=True):
     """The answer of GET confirmationBase; `auto_confirm` is None while not active, the rest are hrefs."""
 

@@ -94,6 +94,7 @@ def upgrade() -> None:
         sa.Column("sw_version", sa.Text(), nullable=True),
         sa.Column("reports_fw", sa.Boolean(), nullable=False),
         sa.Column("reports_sw", sa.Boolean(), nullable=False),
+        sa.Column("self_registered", sa.Boolean(), nullable=False),
         sa.Column("attributes", sa.Text(), nullable=False),
         sa.Column("attributes_wanted", sa.Boolean(), nullable=False),
         sa.Column("auto_confirm", sa.Text(), nullable=True),

@@ -1,0 +1,213 @@
+"""Changes of applications, logins and gateway tokens. Each command is one transaction."""
+
+from openiodm.access.model import (
+    NAME_CHARS,
+    Actor,
+    Application,
+    Credentials,
+    GatewayToken,
+    GatewayTokenKey,
+    Login,
+    Product,
+    TokenKind,
+    TokenLives,
+    hash_secret,
+    same_secret,
+)
+from openiodm.access.ports import AccessRows, AccessWork, AccessWriter
+from openiodm.clock import SECOND, Clock, Instant, random_id, random_secret
+from openiodm.errors import Reason, Refusal
+
+CLEAN_CHUNK = 1000
+"""Most expired tokens that one transaction removes."""
+
+
+class AccessCommands:
+    """Applications and who may speak for them."""
+
+    def __init__(self, writer: AccessWriter, clock: Clock, lives: TokenLives) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._lives = lives
+
+    async def create_application(self, name: str) -> Credentials:
+        """A new application, with both kinds of device tokens allowed. The secret is in the answer only.
+
+        Raises:
+            Refusal: BAD_INPUT for the name.
+        """
+        _check_name(name)
+        credentials = Credentials(random_id(), random_secret())
+
+        async def create(work: AccessWork) -> Credentials:
+            hashed = hash_secret(credentials.secret)
+            await work.access.insert_application(credentials.app_id, name, hashed, self._clock.now())
+            return credentials
+
+        return await self._writer.run(create)
+
+    async def rotate_secret(self, app_id: str) -> Credentials:
+        """Replaces the secret and ends every session: whoever had the old one is out at once.
+
+        Raises:
+            Refusal: APPLICATION_UNKNOWN.
+        """
+        credentials = Credentials(app_id, random_secret())
+
+        async def rotate(work: AccessWork) -> Credentials:
+            application = await _existing(work.access, app_id)
+            await work.access.set_secret(application.key, hash_secret(credentials.secret))
+            await work.access.end_all_sessions(application.key)
+            return credentials
+
+        return await self._writer.run(rotate)
+
+    async def set_frozen(self, app_id: str, *, frozen: bool) -> None:
+        """A frozen application can neither log in nor use its tokens, nor can its devices.
+
+        Raises:
+            Refusal: APPLICATION_UNKNOWN.
+        """
+
+        async def freeze(work: AccessWork) -> None:
+            application = await _existing(work.access, app_id)
+            await work.access.set_frozen(application.key, self._clock.now() if frozen else None)
+
+        await self._writer.run(freeze)
+
+    async def set_device_tokens(self, app_id: str, *, target: bool | None = None, gateway: bool | None = None) -> None:
+        """Which kinds of tokens its devices may use; None leaves a kind as it is.
+
+        Raises:
+            Refusal: APPLICATION_UNKNOWN.
+        """
+
+        async def change(work: AccessWork) -> None:
+            a = await _existing(work.access, app_id)
+            await work.access.set_device_tokens(
+                a.key,
+                target=a.target_tokens if target is None else target,
+                gateway=a.gateway_tokens if gateway is None else gateway,
+            )
+
+        await self._writer.run(change)
+
+    async def login(self, app_id: str, secret: str) -> Login:
+        """New tokens; the newest access token wins (contract 2.1): earlier ones end now, or after the grace.
+
+        Raises:
+            Refusal: CREDENTIALS_MISSING, CREDENTIALS_WRONG, APPLICATION_FROZEN.
+        """
+        _check_given(app_id, secret)
+
+        async def log_in(work: AccessWork) -> Login:
+            application = await _authentic(work.access, app_id, secret)
+            return await self._issue(work.access, application)
+
+        return await self._writer.run(log_in)
+
+    async def refresh(self, app_id: str, secret: str, refresh_token: str) -> Login:
+        """New tokens for a refresh token, which is used up by it.
+
+        Raises:
+            Refusal: as `login`; CREDENTIALS_WRONG also for a refresh token that is used, over or another's.
+        """
+        _check_given(app_id, secret, refresh_token)
+
+        async def refresh(work: AccessWork) -> Login:
+            application = await _authentic(work.access, app_id, secret)
+            hashed = hash_secret(refresh_token)
+            if not await work.access.take_refresh_token(application.key, hashed, self._clock.now()):
+                raise Refusal(Reason.CREDENTIALS_WRONG, "the refresh token is not valid")
+            return await self._issue(work.access, application)
+
+        return await self._writer.run(refresh)
+
+    async def logout(self, access_token: str) -> None:
+        """Ends the session of that access token, if there is one: a repeat changes nothing.
+
+        Raises:
+            Refusal: CREDENTIALS_MISSING.
+        """
+        _check_given(access_token)
+
+        async def log_out(work: AccessWork) -> None:
+            await work.access.end_session(hash_secret(access_token))
+
+        await self._writer.run(log_out)
+
+    async def remove_expired_tokens(self) -> int:
+        """Removes at most `CLEAN_CHUNK` tokens that are over; how many it were."""
+
+        async def clean(work: AccessWork) -> int:
+            return await work.access.remove_expired_tokens(self._clock.now(), CLEAN_CHUNK)
+
+        return await self._writer.run(clean)
+
+    async def create_gateway_token(self, actor: Actor, name: str, product: Product) -> tuple[GatewayToken, str]:
+        """A token for many devices, and its text, which is shown in this answer only.
+
+        Raises:
+            Refusal: BAD_INPUT for the name or the product.
+        """
+        _check_name(name)
+        if not product.storable:
+            raise Refusal(Reason.BAD_INPUT, "the product profile is too long", field="product")
+        token = random_secret()
+
+        async def create(work: AccessWork) -> GatewayToken:
+            now = self._clock.now()
+            key = await work.access.insert_gateway_token(actor.application, name, product, hash_secret(token), now)
+            return GatewayToken(key, name, product, now)
+
+        return await self._writer.run(create), token
+
+    async def revoke_gateway_token(self, actor: Actor, token: GatewayTokenKey) -> None:
+        """Devices that come with it are refused from now on.
+
+        Raises:
+            Refusal: BAD_INPUT when the application has no such token, or it was revoked.
+        """
+
+        async def revoke(work: AccessWork) -> None:
+            if not await work.access.revoke_gateway_token(actor.application, token, self._clock.now()):
+                raise Refusal(Reason.BAD_INPUT, "there is no such gateway token", field="token")
+
+        await self._writer.run(revoke)
+
+    async def _issue(self, rows: AccessRows, application: Application) -> Login:
+        now, lives = self._clock.now(), self._lives
+        await rows.end_access_tokens(application.key, Instant(now + lives.grace))
+        login = Login(random_secret(), random_secret(), lives.life // SECOND)
+        for kind, token, life in (
+            (TokenKind.ACCESS, login.access_token, lives.life + lives.skew),
+            (TokenKind.REFRESH, login.refresh_token, lives.refresh),
+        ):
+            await rows.insert_token(application.key, kind, hash_secret(token), now, Instant(now + life))
+        return login
+
+
+async def _existing(rows: AccessRows, app_id: str) -> Application:
+    found = await rows.lock_application(app_id)
+    if found is None:
+        raise Refusal(Reason.APPLICATION_UNKNOWN, "there is no such application")
+    return found[0]
+
+
+async def _authentic(rows: AccessRows, app_id: str, secret: str) -> Application:
+    found = await rows.lock_application(app_id)
+    if found is None or not same_secret(secret, found[1]):
+        raise Refusal(Reason.CREDENTIALS_WRONG)
+    if found[0].frozen:
+        raise Refusal(Reason.APPLICATION_FROZEN)
+    return found[0]
+
+
+def _check_given(*values: str) -> None:
+    if not all(values):
+        raise Refusal(Reason.CREDENTIALS_MISSING)
+
+
+def _check_name(name: str) -> None:
+    if not 1 <= len(name) <= NAME_CHARS or "\0" in name:
+        raise Refusal(Reason.BAD_INPUT, f"a name has 1 to {NAME_CHARS} characters", field="name")

@@ -1,0 +1,131 @@
+"""What the access room needs of storage, and what others need of its flow control."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from openiodm.access.model import (
+    Application,
+    ApplicationKey,
+    Gateway,
+    GatewayToken,
+    GatewayTokenKey,
+    Product,
+    TokenHolder,
+    TokenKind,
+)
+from openiodm.clock import Instant
+
+T = TypeVar("T")
+
+
+class AccessReads(Protocol):
+    """Reads by key; each is one statement."""
+
+    async def application(self, app_id: str) -> Application | None:
+        """The application of that public id."""
+        ...
+
+    async def applications(self) -> Sequence[Application]:
+        """All of them, oldest first."""
+        ...
+
+    async def token_holder(self, token_hash: str) -> TokenHolder | None:
+        """Whose access token that is, valid or not: one indexed read."""
+        ...
+
+    async def gateway(self, token_hash: str) -> Gateway | None:
+        """What that gateway token stands for, unless it was revoked or its application is gone."""
+        ...
+
+    async def gateway_tokens(self, application: ApplicationKey) -> Sequence[GatewayToken]:
+        """An application's tokens that were not revoked, oldest first."""
+        ...
+
+
+class AccessRows(AccessReads, Protocol):
+    """Reads and writes within one transaction."""
+
+    async def insert_application(self, app_id: str, name: str, secret_hash: str, now: Instant) -> None:
+        """A new application, with target tokens and gateway tokens allowed."""
+        ...
+
+    async def lock_application(self, app_id: str) -> tuple[Application, str] | None:
+        """The application and its secret's hash, locked: of two logins one is the newer, on every server."""
+        ...
+
+    async def set_secret(self, application: ApplicationKey, secret_hash: str) -> None:
+        """Replaces the secret."""
+        ...
+
+    async def set_frozen(self, application: ApplicationKey, frozen_at: Instant | None) -> None:
+        """Freezes, or thaws with None."""
+        ...
+
+    async def set_device_tokens(self, application: ApplicationKey, *, target: bool, gateway: bool) -> None:
+        """Which tokens its devices may use."""
+        ...
+
+    async def insert_token(
+        self, application: ApplicationKey, kind: TokenKind, token_hash: str, now: Instant, expires_at: Instant
+    ) -> None:
+        """A token, accepted until `expires_at`."""
+        ...
+
+    async def end_access_tokens(self, application: ApplicationKey, at: Instant) -> None:
+        """No access token that exists now is accepted from `at` on."""
+        ...
+
+    async def take_refresh_token(self, application: ApplicationKey, token_hash: str, now: Instant) -> bool:
+        """Uses it up; False when it is not this application's, was used or is over."""
+        ...
+
+    async def end_session(self, token_hash: str) -> None:
+        """Removes an access token and the refresh token issued with it, if it is there."""
+        ...
+
+    async def end_all_sessions(self, application: ApplicationKey) -> None:
+        """Removes all tokens of an application."""
+        ...
+
+    async def remove_expired_tokens(self, now: Instant, limit: int) -> int:
+        """Removes at most `limit` tokens that are over; how many it were."""
+        ...
+
+    async def insert_gateway_token(
+        self, application: ApplicationKey, name: str, product: Product, token_hash: str, now: Instant
+    ) -> GatewayTokenKey:
+        """A gateway token with its product profile."""
+        ...
+
+    async def revoke_gateway_token(self, application: ApplicationKey, token: GatewayTokenKey, now: Instant) -> bool:
+        """Ends it; False when the application has no such token."""
+        ...
+
+
+class AccessWork(Protocol):
+    """A transaction, as far as this room sees it."""
+
+    @property
+    def access(self) -> AccessRows:
+        """This room's rows."""
+        ...
+
+
+class AccessWriter(Protocol):
+    """Runs commands, each in a transaction of its own as far as it can tell."""
+
+    async def run(self, command: Callable[[AccessWork], Awaitable[T]]) -> T:
+        """The command's result, once it is durable."""
+        ...
+
+
+class FlowControl(Protocol):
+    """How often an application may call."""
+
+    async def admit(self, application: ApplicationKey) -> None:
+        """Counts one call.
+
+        Raises:
+            Refusal: THROTTLED; the call is not counted.
+        """
+        ...

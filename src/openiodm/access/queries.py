@@ -1,0 +1,58 @@
+"""Who is asking? One indexed read a call."""
+
+import hmac
+from collections.abc import Sequence
+
+from openiodm.access.model import Actor, Application, Gateway, GatewayToken, hash_secret
+from openiodm.access.ports import AccessReads
+from openiodm.clock import Clock
+from openiodm.errors import Reason, Refusal
+
+
+class AccessQueries:
+    """Applications, the holders of tokens."""
+
+    def __init__(self, reads: AccessReads, clock: Clock) -> None:
+        self._reads = reads
+        self._clock = clock
+
+    async def authenticate(self, app_key: str | None, token: str) -> Actor:
+        """The application that holds the access token; `app_key` must name it, unless it is None (native API).
+
+        Raises:
+            Refusal: TOKEN_INVALID (unknown, over, replaced, or another application's), APPLICATION_FROZEN.
+        """
+        holder = await self._reads.token_holder(hash_secret(token))
+        if holder is None or holder.accepted_until <= self._clock.now():
+            raise Refusal(Reason.TOKEN_INVALID)
+        if app_key is not None and not hmac.compare_digest(app_key.encode(), holder.actor.app_id.encode()):
+            raise Refusal(Reason.TOKEN_INVALID, "the token is another application's")
+        if holder.frozen:
+            raise Refusal(Reason.APPLICATION_FROZEN)
+        return holder.actor
+
+    async def gateway(self, token: str) -> Gateway | None:
+        """What a presented gateway token stands for; None when it is not valid or the application allows none."""
+        gateway = await self._reads.gateway(hash_secret(token))
+        if gateway is None or gateway.application.frozen or not gateway.application.gateway_tokens:
+            return None
+        return gateway
+
+    async def application(self, app_id: str) -> Application:
+        """One application.
+
+        Raises:
+            Refusal: APPLICATION_UNKNOWN.
+        """
+        application = await self._reads.application(app_id)
+        if application is None:
+            raise Refusal(Reason.APPLICATION_UNKNOWN, "there is no such application")
+        return application
+
+    async def applications(self) -> Sequence[Application]:
+        """All applications, oldest first: for the operator of the server, not for an application."""
+        return await self._reads.applications()
+
+    async def gateway_tokens(self, actor: Actor) -> Sequence[GatewayToken]:
+        """The caller's gateway tokens that were not revoked, oldest first."""
+        return await self._reads.gateway_tokens(actor.application)

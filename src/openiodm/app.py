@@ -1,0 +1,501 @@
+"""The composition root: builds the rooms, wires them by plain arguments, starts and stops the listeners.
+
+What is connected to what is read here and nowhere else.
+"""
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from openiodm import __version__
+from openiodm.access.commands import AccessCommands
+from openiodm.access.flow import MemoryFlow
+from openiodm.access.model import ApplicationKey, Product, TokenLives
+from openiodm.access.ports import FlowControl
+from openiodm.access.queries import AccessQueries
+from openiodm.campaigns import jobs as campaign_jobs
+from openiodm.campaigns.commands import CampaignCommands
+from openiodm.campaigns.model import Clocks
+from openiodm.campaigns.queries import CampaignQueries
+from openiodm.campaigns.reports import Outcome, ReportDesk
+from openiodm.campaigns.rollout import Expiry, What
+from openiodm.clock import SECOND, Clock, Instant, Millis, SystemClock
+from openiodm.devices.commands import DeviceCommands
+from openiodm.devices.groups import GroupCommands
+from openiodm.devices.last_seen import LastSeen
+from openiodm.devices.model import DeviceKey, Silences
+from openiodm.devices.queries import DeviceQueries, GroupQueries
+from openiodm.devices.told import AttributeKeys, ToldCommands
+from openiodm.http.routes import Route, api_router, json_response
+from openiodm.northbound.compat import auth as compat_auth
+from openiodm.northbound.compat import devices as compat_devices
+from openiodm.northbound.compat import groups as compat_groups
+from openiodm.northbound.compat import packages as compat_packages
+from openiodm.northbound.compat import tasks as compat_tasks
+from openiodm.northbound.compat.edge import CompatEdge
+from openiodm.northbound.compat.guard import CompatGuard
+from openiodm.northbound.native import devices as native_devices
+from openiodm.northbound.native import openapi as native_openapi
+from openiodm.northbound.native import packages as native_packages
+from openiodm.northbound.native import tasks as native_tasks
+from openiodm.northbound.native.edge import NativeEdge
+from openiodm.northbound.native.guard import NativeGuard
+from openiodm.packages.commands import PackageCommands
+from openiodm.packages.queries import PackageQueries
+from openiodm.protocols.ddi import codec
+from openiodm.protocols.ddi.server import DdiServer
+from openiodm.scheduler.runner import Periodic, Scheduler
+from openiodm.settings import Settings, host_port
+from openiodm.storage.access import AccessReads, SharedFlow
+from openiodm.storage.blobs import FileStore
+from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
+from openiodm.storage.contacts import SqlDeviceDirectory
+from openiodm.storage.devices import DeviceStore
+from openiodm.storage.engine import Database
+from openiodm.storage.open import open_database, sqlite_path
+from openiodm.storage.packages import PackageReads
+from openiodm.storage.sqlite import ServerLock
+from openiodm.storage.work import Work
+from openiodm.storage.writer import Lane, Writer
+
+CLOCK_SWEEP_S = 1.0
+CLOCK_SWEEP_DEVICES = 500  # whose phase clock ran out, handled at once
+CLEAN_UP_S = 600.0
+KEEP_ALIVE_S = 75  # longer than the polls' default interval, so that a device keeps its connection
+
+log = structlog.get_logger(__name__)
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why, for a person."""
+
+
+class DatabaseClock:
+    """The database's clock, for servers that share one: the process's, corrected by the difference last measured."""
+
+    def __init__(self, system: Clock, database: Database) -> None:
+        self._system = system
+        self._database = database
+        self._ahead = 0
+
+    def now(self) -> Instant:
+        """Milliseconds since the epoch, as the database counts them."""
+        return Instant(self._system.now() + self._ahead)
+
+    async def measure(self) -> None:
+        """Compares; half the round trip is the error."""
+        before = self._system.now()
+        there = await self._database.now()
+        if there is not None:
+            self._ahead = there - (before + self._system.now()) // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """Everything that edges and the command line call."""
+
+    settings: Settings
+    database: Database
+    clock: Clock
+    writer: Writer[Work]
+    access: AccessCommands
+    access_queries: AccessQueries
+    devices: DeviceCommands
+    device_queries: DeviceQueries
+    groups: GroupCommands
+    group_queries: GroupQueries
+    packages: PackageCommands
+    package_queries: PackageQueries
+    campaigns: CampaignCommands
+    campaign_queries: CampaignQueries
+    campaign_reads: SqlCampaignReads
+    told: ToldCommands
+    last_seen: LastSeen
+    files: FileStore
+    scheduler: Scheduler
+
+
+class _DdiDevices:
+    """The devices room as DDI sees it (`protocols.ddi.server.Devices`)."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    async def self_register(self, application: ApplicationKey, node_id: str, product: Product, address: str) -> object:
+        return await self._rooms.devices.self_register(application, node_id, product, address)
+
+    async def told_attributes(self, device: DeviceKey, mode: str, data: Mapping[str, str | None]) -> None:
+        await self._rooms.told.attributes(device, mode, data)
+
+    async def told_installed(self, device: DeviceKey, name: str, version: str) -> bool:
+        return await self._rooms.told.installed(device, name, version)
+
+    async def set_auto_confirm(self, device: DeviceKey, state: codec.AutoConfirm | None) -> bool:
+        if state is None:
+            return await self._rooms.told.no_auto_confirm(device)
+        return await self._rooms.told.auto_confirm(device, state.initiator, state.remark)
+
+    def seen(self, device: DeviceKey, address: str, *, activated: bool) -> None:
+        self._rooms.last_seen.seen(device, address, activated=activated)
+
+
+@asynccontextmanager
+async def open_rooms(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Rooms]:
+    """Opens the database and the package store, builds every room, and closes them in reverse order.
+
+    The writer runs; scheduler, clocks and listeners do not (see `serve`), so the command line may use it beside a
+    running server.
+    """
+    database = await open_database(settings.database_url)
+    try:
+        base = clock or SystemClock()
+        shared = DatabaseClock(base, database)
+        await shared.measure()
+        files = FileStore(settings.package_dir, min_free_bytes=settings.min_free_disk_bytes)
+        await files.open()
+        writer: Writer[Work] = Writer(database, Work)
+        writer.start()
+        try:
+            rooms = _build(settings, database, shared, writer, files)
+            yield rooms
+            await rooms.packages.close()
+        finally:
+            await writer.close()
+            await files.close()
+    finally:
+        await database.close()
+
+
+def _build(settings: Settings, database: Database, clock: Clock, writer: Writer[Work], files: FileStore) -> Rooms:
+    desk = ReportDesk(clock)
+    scheduler = Scheduler(
+        owner=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
+        clock=clock,
+        quick=writer.run,
+        slow=lambda command: writer.run(command, Lane.CHUNK),
+        handlers=campaign_jobs.handlers(database.engine),
+    )
+    campaigns = CampaignCommands(writer, clock, _clocks(settings), desk, scheduler.wake, Lane.STOP)
+    reads = SqlCampaignReads(database)
+    silences = Silences(
+        Millis(settings.device_abnormal_after_s * SECOND), Millis(settings.device_offline_after_s * SECOND)
+    )
+    package_reads = PackageReads(database)
+    device_reads = DeviceStore(database)
+    return Rooms(
+        settings=settings,
+        database=database,
+        clock=clock,
+        writer=writer,
+        access=AccessCommands(writer, clock, _token_lives(settings)),
+        access_queries=AccessQueries(AccessReads(database), clock),
+        devices=DeviceCommands(writer, clock, campaigns),
+        device_queries=DeviceQueries(device_reads, clock, silences),
+        groups=GroupCommands(writer, clock),
+        group_queries=GroupQueries(device_reads),
+        packages=PackageCommands(writer, clock, files, package_reads, max_package_bytes=settings.max_package_bytes),
+        package_queries=PackageQueries(package_reads),
+        campaigns=campaigns,
+        campaign_queries=CampaignQueries(reads, SqlCampaignList(database), clock),
+        campaign_reads=reads,
+        told=ToldCommands(writer, clock, _attribute_keys(settings), campaigns),
+        last_seen=LastSeen(writer, clock, settings.last_seen_flush_s),
+        files=files,
+        scheduler=scheduler,
+    )
+
+
+def _clocks(settings: Settings) -> Clocks:
+    return Clocks(
+        online=settings.online_clock_s * SECOND,
+        download=settings.download_clock_s * SECOND,
+        install=settings.install_clock_s * SECOND,
+        verify=settings.verify_clock_s * SECOND,
+        cancel=settings.cancel_clock_s * SECOND,
+    )
+
+
+def _token_lives(settings: Settings) -> TokenLives:
+    return TokenLives(
+        life=Millis(settings.token_life_s * SECOND),
+        skew=Millis(settings.token_skew_s * SECOND),
+        grace=Millis(settings.token_grace_s * SECOND),
+        refresh=Millis(settings.refresh_life_s * SECOND),
+    )
+
+
+def _attribute_keys(settings: Settings) -> AttributeKeys:
+    return AttributeKeys(
+        fw_version=settings.fw_version_keys,
+        sw_version=settings.sw_version_keys,
+        device_type=settings.device_type_keys,
+        model=settings.model_keys,
+        manufacturer=settings.manufacturer_keys,
+    )
+
+
+def _flow(rooms: Rooms, per_minute: int) -> FlowControl:
+    if rooms.database.engine == "postgresql":
+        return SharedFlow(rooms.database, rooms.clock, per_minute)
+    return MemoryFlow(rooms.clock, per_minute)
+
+
+def compat_routes(rooms: Rooms) -> list[Route]:
+    """Every route of the compatible API."""
+    return [
+        *compat_auth.routes(rooms.access),
+        *compat_devices.routes(rooms.devices, rooms.device_queries),
+        *compat_groups.routes(rooms.groups, rooms.group_queries),
+        *compat_packages.routes(rooms.packages, rooms.package_queries),
+        *compat_tasks.routes(rooms.campaigns, rooms.campaign_queries, rooms.clock),
+    ]
+
+
+def native_routes(rooms: Rooms) -> list[Route]:
+    """Every route of the native API, and the one that describes them."""
+    routes = [
+        *native_packages.routes(rooms.packages, rooms.package_queries),
+        *native_devices.routes(rooms.devices, rooms.device_queries, rooms.access, rooms.access_queries),
+        *native_tasks.routes(rooms.campaigns, rooms.campaign_queries, rooms.clock, _clocks(rooms.settings)),
+    ]
+    return [*routes, *native_openapi.routes(routes, __version__)]
+
+
+class Front:
+    """The ASGI application of one address: which API a path belongs to."""
+
+    def __init__(self, rooms: Rooms, *, applications: bool, devices: bool) -> None:
+        self._rooms = rooms
+        self._ddi = _ddi(rooms) if devices else None
+        self._compat = self._native = None
+        if applications:
+            settings = rooms.settings
+            self._compat = api_router(
+                compat_routes(rooms),
+                CompatEdge(errors_as_4xx=settings.group_errors_as_4xx),
+                CompatGuard(rooms.access_queries, _flow(rooms, settings.calls_per_minute)),
+            )
+            native = NativeGuard(rooms.access_queries, MemoryFlow(rooms.clock, settings.native_calls_per_minute))
+            self._native = api_router(native_routes(rooms), NativeEdge(), native)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hands the request on."""
+        path: str = scope["path"]
+        if self._ddi is not None and DdiServer.serves(path):
+            await self._ddi(scope, receive, send)
+        elif self._native is not None and path.startswith("/api/"):
+            await self._native(scope, receive, send)
+        elif path in ("/healthz", "/readyz"):
+            await self._health(scope, receive, send)
+        elif self._compat is not None:
+            await self._compat(scope, receive, send)
+        else:
+            await json_response({"error": "not found"}, 404)(scope, receive, send)
+
+    async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`/healthz`: the process answers. `/readyz`: the database does too, and the writer works."""
+        if Request(scope).url.path == "/healthz":
+            await json_response({"status": "ok"})(scope, receive, send)
+            return
+        try:
+            await asyncio.wait_for(self._rooms.writer.run(_nothing), 5)
+            await self._rooms.database.fetchval("SELECT 1")
+        except Exception as error:
+            log.warning("not_ready", error=type(error).__name__)
+            await json_response({"status": "not ready"}, 503)(scope, receive, send)
+            return
+        await json_response({"status": "ready"})(scope, receive, send)
+
+
+async def _nothing(_work: Work) -> None:
+    """A command that does nothing: it shows that the writer commits."""
+
+
+def _ddi(rooms: Rooms) -> DdiServer:
+    settings = rooms.settings
+    return DdiServer(
+        SqlDeviceDirectory(rooms.database),
+        rooms.campaigns,
+        _DdiDevices(rooms),
+        rooms.files.path,
+        rooms.clock,
+        poll_seconds=settings.poll_interval_s,
+        device_url=settings.device_url,
+        trusted_proxies=frozenset(settings.trusted_proxies),
+    )
+
+
+class _Listener(uvicorn.Server):
+    """One address. Signals are the caller's business: two listeners must not both catch them."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves them alone."""
+        yield
+
+
+def _listener(front: Front, address: str, setting: str, grace_s: int) -> _Listener:
+    host, port = host_port(address, setting)
+    config = uvicorn.Config(
+        front,
+        host=host,
+        port=port,
+        loop="none",  # the command line has chosen one
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        backlog=4096,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=grace_s,
+    )
+    return _Listener(config)
+
+
+@asynccontextmanager
+async def _background(rooms: Rooms) -> AsyncIterator[None]:
+    """Scheduler, clocks and clean-ups, stopped in reverse order."""
+
+    async def expire() -> None:
+        await expire_due(rooms)
+
+    periodics = [
+        Periodic("clocks", CLOCK_SWEEP_S, expire),
+        Periodic("clean_up", CLEAN_UP_S, lambda: _clean_up(rooms)),
+    ]
+    if isinstance(rooms.clock, DatabaseClock):
+        periodics.append(Periodic("clock", 60.0, rooms.clock.measure))
+    rooms.scheduler.start()
+    rooms.last_seen.start()
+    for periodic in periodics:
+        periodic.start()
+    try:
+        yield
+    finally:
+        for periodic in periodics:
+            await periodic.close()
+        await rooms.last_seen.close()
+        await rooms.scheduler.close()
+
+
+async def expire_due(rooms: Rooms) -> int:
+    """Ends the phases whose clock has run out, through the same desk as reports; how many devices that concerned."""
+    due = await rooms.campaign_reads.due(rooms.clock.now(), CLOCK_SWEEP_DEVICES)
+    what: What = Expiry()
+    outcomes: list[Outcome] = await asyncio.gather(*(rooms.campaigns.signal(device, what) for device in due))
+    return len(outcomes)
+
+
+async def _clean_up(rooms: Rooms) -> None:
+    await rooms.access.remove_expired_tokens()
+    await rooms.packages.collect()
+    await rooms.campaigns.forget_keys()
+
+
+@asynccontextmanager
+async def running(settings: Settings, started: Callable[[Rooms], Any] | None = None) -> AsyncIterator[Rooms]:
+    """A whole server between enter and exit: listeners open, everything working.
+
+    Raises:
+        StartError: an address is taken, or another server owns the database file.
+    """
+    with _owned(settings):
+        async with open_rooms(settings) as rooms, _background(rooms):
+            split = bool(settings.device_listen)
+            listeners = [
+                _listener(
+                    Front(rooms, applications=True, devices=not split),
+                    settings.listen,
+                    "listen",
+                    settings.shutdown_grace_s,
+                )
+            ]
+            if split:
+                listeners.append(
+                    _listener(
+                        Front(rooms, applications=False, devices=True),
+                        settings.device_listen,
+                        "device_listen",
+                        settings.shutdown_grace_s,
+                    )
+                )
+            async with _listening(listeners):
+                if started is not None:
+                    await started(rooms)
+                yield rooms
+
+
+@asynccontextmanager
+async def _listening(listeners: list[_Listener]) -> AsyncIterator[None]:
+    tasks = []
+    for listener in listeners:
+        sock = _bind(listener.config.host, listener.config.port)
+        tasks.append(asyncio.create_task(listener.serve(sockets=[sock]), name=f"listen:{listener.config.port}"))
+    try:
+        while not all(listener.started for listener in listeners):
+            for task in tasks:
+                if task.done():
+                    task.result()
+                    raise StartError("a listener ended while it started")
+            await asyncio.sleep(0.005)
+        yield
+    finally:
+        for listener in listeners:
+            listener.should_exit = True
+        await asyncio.gather(*tasks)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return sock
+
+
+@contextmanager
+def _owned(settings: Settings) -> Iterator[None]:
+    """A SQLite file has one server; a second one is told so."""
+    path: Path | None = sqlite_path(settings.database_url)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = ServerLock(path)
+    try:
+        if not lock.acquire():
+            raise StartError(f"another server runs on {path}; a SQLite database has one (use PostgreSQL for several)")
+        yield
+    finally:
+        lock.release()
+
+
+async def serve(settings: Settings, started: Callable[[Rooms], Any] | None = None) -> None:
+    """Runs a server until SIGINT or SIGTERM, then answers what it has taken and ends."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings, started):
+        log.info("started", listen=settings.listen, device_listen=settings.device_listen or settings.listen)
+        await stop.wait()
+        log.info("stopping")

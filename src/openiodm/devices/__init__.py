@@ -1,0 +1,1 @@
+"""The things that are upgraded, and their groups: registration, attributes, last contact."""

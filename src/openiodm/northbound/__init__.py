@@ -1,0 +1,1 @@
+"""The HTTP APIs that applications call: the published contract (compat) and what it cannot say (native)."""

@@ -1,0 +1,45 @@
+"""Who calls the native API: `Authorization: Bearer T`, alone or with the contract's `app_key`, and how often."""
+
+from typing import Protocol
+
+from starlette.requests import Request
+
+from openiodm.access.model import Actor
+from openiodm.access.ports import FlowControl
+from openiodm.errors import Reason, Refusal
+
+
+class Tokens(Protocol):
+    """Whose access token is it? (`access.queries.AccessQueries`)"""
+
+    async def authenticate(self, app_key: str | None, token: str) -> Actor:
+        """The holder; `app_key`, where given, must name it.
+
+        Raises:
+            Refusal: TOKEN_INVALID, APPLICATION_FROZEN.
+        """
+        ...
+
+
+class NativeGuard:
+    """See `http.routes.Guard`."""
+
+    def __init__(self, tokens: Tokens, flow: FlowControl) -> None:
+        self._tokens = tokens
+        self._flow = flow
+
+    async def authenticate(self, request: Request) -> Actor:
+        """The caller. RFC 9110 spells the scheme in any case."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        token = token.strip()
+        if scheme.casefold() != "bearer" or not token:
+            raise Refusal(Reason.TOKEN_INVALID, "send Authorization: Bearer <accessToken>", field="Authorization")
+        return await self._tokens.authenticate(request.headers.get("app_key"), token)
+
+    async def admit(self, actor: Actor) -> None:
+        """Counts the call.
+
+        Raises:
+            Refusal: THROTTLED.
+        """
+        await self._flow.admit(actor.application)

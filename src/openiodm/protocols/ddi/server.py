@@ -1,0 +1,532 @@
+"""hawkBit's Direct Device Integration API, version 1: the sixteen operations, as one ASGI application.
+
+Order of checks for every request: path (404), method (405), credential (401), device (404), media types (406, 415),
+body (400). A poll that changes nothing costs one indexed read and no write.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from openiodm.access.model import ApplicationKey, Product, hash_secret
+from openiodm.campaigns.model import LogEntry
+from openiodm.campaigns.reports import Outcome
+from openiodm.campaigns.rollout import Answer, Contact, Progress, What, asks_confirmation, offers_bytes, wants_contact
+from openiodm.campaigns.states import FINAL, UpgradeEvent, UpgradeState
+from openiodm.clock import Clock, Instant
+from openiodm.devices.model import DeviceKey
+from openiodm.errors import Reason, Refusal
+from openiodm.protocols.ddi import codec, ranges, session
+from openiodm.protocols.ddi.codec import DdiFormatError, ErrorCode, Media
+from openiodm.protocols.ddi.download import send_pieces
+from openiodm.protocols.ddi.session import Base
+from openiodm.protocols.port import Contacted, Credential, DeviceDirectory, KnownDevice
+
+log = structlog.get_logger(__name__)
+
+CREDENTIALS = {"gatewaytoken": Credential.GATEWAY, "targettoken": Credential.TARGET}
+DEFAULT_TENANT = "default"  # agents send it in any case; then the token alone decides the application
+MAX_CONTROLLER_ID = 256  # characters, as the contract's nodeId
+
+
+class Campaigns(Protocol):
+    """What this protocol asks of the core."""
+
+    async def signal(self, device: DeviceKey, what: What) -> Outcome:
+        """Durable when it returns."""
+        ...
+
+
+class Devices(Protocol):
+    """What this protocol asks of the devices room. Everything is durable when it returns."""
+
+    async def self_register(self, application: ApplicationKey, node_id: str, product: Product, address: str) -> object:
+        """The device of that node id, new or not."""
+        ...
+
+    async def told_attributes(self, device: DeviceKey, mode: str, data: Mapping[str, str | None]) -> None:
+        """configData: keeps it, and lets a version that is in it count."""
+        ...
+
+    async def told_installed(self, device: DeviceKey, name: str, version: str) -> bool:
+        """installedBase: what the device says it runs; True when that was news."""
+        ...
+
+    async def set_auto_confirm(self, device: DeviceKey, state: codec.AutoConfirm | None) -> bool:
+        """Switches auto-confirmation; False when it was so already."""
+        ...
+
+    def seen(self, device: DeviceKey, address: str, *, activated: bool) -> None:
+        """Notes a contact, the first one unless `activated`; written in bulk, later."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: tuple[str, ...]  # after the controller id
+    tenant: str
+    node_id: str
+    headers: Mapping[str, str]
+    query: str
+    base: Base
+    address: str
+    receive: Receive
+    send: Send
+
+
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """An authenticated request with its device."""
+
+    contacted: Contacted
+    device: KnownDevice
+
+
+class _Answer(Exception):
+    """Ends a request early with an error answer."""
+
+    def __init__(self, status: int, code: ErrorCode | None = None, message: str = "") -> None:
+        super().__init__(status)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+def _not_found(message: str) -> _Answer:
+    return _Answer(404, ErrorCode.ENTITY_NOT_FOUND, message)
+
+
+Handler = Callable[["DdiServer", _Request, _Caller], Awaitable[None]]
+
+
+class DdiServer:
+    """The ASGI application. `path_of` gives the file of a SHA-256."""
+
+    def __init__(
+        self,
+        directory: DeviceDirectory,
+        campaigns: Campaigns,
+        devices: Devices,
+        path_of: Callable[[str], Path],
+        clock: Clock,
+        *,
+        poll_seconds: int,
+        device_url: str = "",
+        trusted_proxies: frozenset[str] = frozenset(),
+    ) -> None:
+        self._directory = directory
+        self._campaigns = campaigns
+        self._devices = devices
+        self._path_of = path_of
+        self._clock = clock
+        self._poll_seconds = poll_seconds
+        self._device_url = device_url.rstrip("/")
+        self._trusted_proxies = trusted_proxies
+
+    @staticmethod
+    def serves(path: str) -> bool:
+        """Is it a path of this API? `/{tenant}/controller/v1/...`."""
+        parts = path.split("/", 4)
+        return len(parts) > 4 and parts[2] == "controller" and parts[3] == "v1"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        request = self._request(scope, receive, send)
+        try:
+            await self._dispatch(request)
+        except _Answer as answer:
+            await _error(request, answer)
+        except DdiFormatError as error:
+            code = codec.error_code_of(error)
+            await _error(request, _Answer(codec.STATUS_OF[code], code, str(error)))
+        except Refusal as refusal:
+            await _error(request, _refused(refusal))
+        except Exception:
+            log.exception("ddi_request_failed", path=scope["path"])
+            await _error(request, _Answer(500, None, "internal server error"))
+
+    def _request(self, scope: Scope, receive: Receive, send: Send) -> _Request:
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        parts = [unquote(p) for p in raw.decode("latin-1").split("/")]
+        client = scope.get("client")
+        address = client[0] if client else ""
+        tenant, node_id = parts[1], parts[4]
+        url = self._url(scope, headers, address)
+        at = "/".join(raw.decode("latin-1").split("/")[:5])
+        return _Request(
+            method=scope["method"],
+            path=tuple(parts[5:]),
+            tenant=tenant,
+            node_id=node_id,
+            headers=headers,
+            query=scope["query_string"].decode("latin-1"),
+            base=Base(url + at, url.startswith("https:")),
+            address=address,
+            receive=receive,
+            send=send,
+        )
+
+    def _url(self, scope: Scope, headers: Mapping[str, str], address: str) -> str:
+        if self._device_url:
+            return self._device_url
+        scheme, host = scope["scheme"], headers.get("host", "")
+        if address in self._trusted_proxies:
+            scheme = headers.get("x-forwarded-proto", scheme)
+            host = headers.get("x-forwarded-host", host)
+        if not host:
+            name, port = scope["server"]
+            host = f"{name}:{port}"
+        return f"{scheme}://{host}"
+
+    async def _dispatch(self, request: _Request) -> None:
+        methods = _operations(request.path)
+        if methods is None:
+            raise _not_found("there is no such resource")
+        handler = methods.get("GET" if request.method == "HEAD" else request.method)
+        if handler is None:
+            allowed = sorted({*methods, *({"HEAD"} if "GET" in methods else ())})
+            await _reply(request, 405, headers={"allow": ", ".join(allowed)})
+            return
+        contacted = await self._authenticate(request)
+        if contacted.device is None:
+            if handler not in (DdiServer._poll, DdiServer._confirmation_status):
+                raise _not_found(f"there is no target {request.node_id}")
+            contacted = await self._first_contact(request, contacted)
+        assert contacted.device is not None
+        self._devices.seen(contacted.device.key, request.address, activated=contacted.device.activated)
+        await handler(self, request, _Caller(contacted, contacted.device))
+
+    async def _authenticate(self, request: _Request) -> Contacted:
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        credential = CREDENTIALS.get(kind.lower())
+        if credential is None or not token:
+            raise _Answer(401)
+        contacted = await self._directory.contact(credential, hash_secret(token.strip()), request.node_id)
+        if contacted is None or request.tenant.lower() not in (DEFAULT_TENANT, contacted.app_id.lower()):
+            raise _Answer(401)
+        return contacted
+
+    async def _first_contact(self, request: _Request, contacted: Contacted) -> Contacted:
+        """A gateway token speaks for it: it is registered now. Many first contacts at once agree on one row."""
+        assert contacted.gateway_product is not None
+        if not 0 < len(request.node_id) <= MAX_CONTROLLER_ID:
+            raise _Answer(
+                400, ErrorCode.CONSTRAINT_VIOLATION, f"a controller id has 1 to {MAX_CONTROLLER_ID} characters"
+            )
+        await self._devices.self_register(
+            contacted.application, request.node_id, contacted.gateway_product, request.address
+        )
+        return await self._authenticate(request)
+
+    async def _granted(self, caller: _Caller, now: Instant) -> Contacted:
+        """The caller after its turn, if it is due one: the grant is committed before it is told."""
+        s = caller.contacted.standing
+        if s is None or not wants_contact(s, now):
+            return caller.contacted
+        outcome = await self._campaigns.signal(caller.device.key, Contact())
+        standing = outcome.standing
+        if standing is not None and standing.state in FINAL:
+            standing = None
+        return replace(caller.contacted, standing=standing)
+
+    # -- operations 1, 9: what is there to do?
+
+    async def _poll(self, request: _Request, caller: _Caller) -> None:
+        media = _accepted(request)
+        now = self._clock.now()
+        contacted = await self._granted(caller, now)
+        body = codec.encode_poll(session.poll(contacted, request.base, self._poll_seconds, now), media)
+        await _cacheable(request, body, media)
+
+    async def _confirmation_status(self, request: _Request, caller: _Caller) -> None:
+        media = _accepted(request)
+        now = self._clock.now()
+        s = (await self._granted(caller, now)).standing
+        base = f"{request.base.url}/confirmationBase"
+        state = None if caller.device.auto_confirm is None else codec.auto_confirm_state(caller.device.auto_confirm)
+        waiting = s is not None and asks_confirmation(s, now)
+        status = codec.ConfirmationStatus(
+            auto_confirm=state,
+            activate=f"{base}/activateAutoConfirm" if state is None else None,
+            deactivate=None if state is None else f"{base}/deactivateAutoConfirm",
+            confirmation_base=f"{base}/{s.action_id}" if s is not None and waiting else None,
+        )
+        await _cacheable(request, codec.encode_confirmation_status(status, media), media)
+
+    # -- operations 2, 8: what the device says of itself
+
+    async def _config_data(self, request: _Request, caller: _Caller) -> None:
+        told = codec.decode_config_data(*await _body(request))
+        await self._devices.told_attributes(caller.device.key, told.mode.value, told.data)
+        await _reply(request, 200)
+
+    async def _told_installed(self, request: _Request, caller: _Caller) -> None:
+        told = codec.decode_installed_base(*await _body(request))
+        news = await self._devices.told_installed(caller.device.key, told.name, told.version)
+        await _reply(request, 201 if news else 200)
+
+    # -- operations 3, 7, 10, 14: what to install
+
+    async def _deployment(self, request: _Request, caller: _Caller) -> None:
+        s, action_id = caller.contacted.standing, codec.parse_action_id(request.path[1])
+        if s is None or not session.is_offered(s) or s.action_id != action_id:
+            raise _not_found(f"there is no deployment {action_id}")
+        await self._send_deployment(request, caller.contacted, codec.encode_deployment)
+
+    async def _confirmation_base(self, request: _Request, caller: _Caller) -> None:
+        s, action_id = caller.contacted.standing, codec.parse_action_id(request.path[1])
+        if s is None or not asks_confirmation(s, self._clock.now()) or s.action_id != action_id:
+            raise _not_found(f"no action {action_id} waits for confirmation")
+        await self._send_deployment(request, caller.contacted, codec.encode_confirmation)
+
+    async def _send_deployment(self, request: _Request, contacted: Contacted, encode: Callable[..., bytes]) -> None:
+        media = _accepted(request)
+        s, file = contacted.standing, contacted.file
+        assert s is not None
+        assert s.action_id is not None
+        assert file is not None
+        history = await self._history(request, contacted)
+        deployment = session.deployment(s.action_id, file, s.kind, request.base, history)
+        await _cacheable(request, encode(deployment, media, secure=request.base.secure), media)
+
+    async def _history(self, request: _Request, contacted: Contacted) -> codec.ActionHistory | None:
+        count = codec.parse_history(_query(request.query, "actionHistory"))
+        s = contacted.standing
+        if not count or s is None or s.action_id is None:
+            return None
+        return codec.ActionHistory("RUNNING", tuple(await self._directory.kept_log(s.upgrade, s.action_id, count)))
+
+    async def _installed_base(self, request: _Request, caller: _Caller) -> None:
+        media = _accepted(request)
+        action_id = codec.parse_action_id(request.path[1])
+        installed = await self._directory.installed(caller.device.key, action_id)
+        if installed is None:
+            raise _not_found(f"there is no installed action {action_id}")
+        file, kind = installed
+        deployment = session.deployment(action_id, file, kind, request.base)
+        await _cacheable(request, codec.encode_deployment(deployment, media, secure=request.base.secure), media)
+
+    async def _artifacts(self, request: _Request, caller: _Caller) -> None:
+        media = _accepted(request)
+        file = caller.contacted.file
+        if file is None or not session.may_download(caller.contacted, request.path[1], file.name):
+            raise _not_found("there is no such software module")
+        body = codec.encode_artifacts((session.artifact(file, request.base),), media, secure=request.base.secure)
+        await _cacheable(request, body, media)
+
+    # -- operations 4, 6, 11: feedback
+
+    async def _feedback(self, request: _Request, caller: _Caller) -> None:
+        action_id = codec.parse_action_id(request.path[1])
+        feedback = codec.decode_feedback(*await _body(request))
+        what = session.report(action_id, feedback, caller.contacted.standing)
+        await self._signal(request, caller, what)
+
+    async def _cancel_feedback(self, request: _Request, caller: _Caller) -> None:
+        action_id = codec.parse_action_id(request.path[1])
+        feedback = codec.decode_feedback(*await _body(request))
+        await self._signal(request, caller, session.cancel_answer(action_id, feedback))
+
+    async def _confirmation_feedback(self, request: _Request, caller: _Caller) -> None:
+        action_id = codec.parse_action_id(request.path[1])
+        answer = codec.decode_confirmation(*await _body(request))
+        await self._signal(request, caller, session.confirmation(action_id, answer))
+
+    async def _signal(self, request: _Request, caller: _Caller, what: What) -> None:
+        outcome = await self._campaigns.signal(caller.device.key, what)
+        match outcome.answer:
+            case Answer.DONE:
+                await _reply(request, 200)
+            case Answer.GONE:
+                raise _Answer(410, None, "the action is no longer active")
+            case Answer.UNKNOWN:
+                raise _not_found("there is no such action")
+
+    # -- operation 5: which action to stop
+
+    async def _cancel(self, request: _Request, caller: _Caller) -> None:
+        media = _accepted(request)
+        s, action_id = caller.contacted.standing, codec.parse_action_id(request.path[1])
+        if s is None or not session.is_cancelled(s) or s.action_id != action_id:
+            raise _not_found(f"there is no cancellation of {action_id}")
+        await _cacheable(request, codec.encode_cancel(action_id, media), media)
+
+    # -- operations 12, 13: auto-confirmation
+
+    async def _activate_auto_confirm(self, request: _Request, caller: _Caller) -> None:
+        raw = await _read(request)
+        wish = codec.decode_auto_confirm(raw, codec.media_of(request.headers.get("content-type")))
+        if not await self._devices.set_auto_confirm(caller.device.key, wish):
+            raise _Answer(409, ErrorCode.AUTO_CONFIRM_ACTIVE, "auto-confirmation is active already")
+        await _reply(request, 200)
+
+    async def _deactivate_auto_confirm(self, request: _Request, caller: _Caller) -> None:
+        await self._devices.set_auto_confirm(caller.device.key, None)
+        await _reply(request, 200)
+
+    # -- operations 15, 16: the bytes
+
+    async def _artifact(self, request: _Request, caller: _Caller) -> None:
+        contacted, file, name = caller.contacted, caller.contacted.file, request.path[3]
+        if file is not None and session.may_download(contacted, request.path[1], name):
+            await self._download(request, caller)
+        elif file is not None and session.may_download(contacted, request.path[1], name.removesuffix(".MD5SUM")):
+            disposition = ranges.content_disposition(name)
+            body = codec.encode_md5sum(file.md5, file.name)
+            await _reply(request, 200, body, "text/plain;charset=utf-8", {"content-disposition": disposition})
+        else:
+            raise _not_found("there is no such artifact")
+
+    async def _download(self, request: _Request, caller: _Caller) -> None:
+        file, s = caller.contacted.file, caller.contacted.standing
+        assert file is not None
+        assert s is not None
+        assert s.action_id is not None
+        plan = ranges.plan(request.headers, file.size, f'"{file.sha1}"', file.stored_at, method=request.method)
+        headers = {**plan.headers, "Content-Disposition": ranges.content_disposition(file.name)}
+        sends = plan.status in (200, 206) and request.method == "GET"
+        if sends and s.state is UpgradeState.OFFERED:
+            begun = Progress(s.action_id, LogEntry("download"), UpgradeEvent.DOWNLOAD_STARTED)
+            if (await self._campaigns.signal(caller.device.key, begun)).answer is not Answer.DONE:
+                raise _not_found("there is no such artifact")
+        raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
+        await request.send({"type": "http.response.start", "status": plan.status, "headers": raw})
+        if not sends:
+            await request.send({"type": "http.response.body", "body": b""})
+            return
+
+        async def still_allowed() -> bool:
+            current = await self._directory.current(s.upgrade)
+            return current is not None and current.action_id == s.action_id and offers_bytes(current)
+
+        complete = await send_pieces(
+            plan.pieces, self._path_of(file.sha256), request.receive, request.send, still_allowed
+        )
+        if not complete:
+            log.info("download_broken_off", device=caller.device.device_id, action_id=s.action_id)
+
+
+_POLL: dict[str, Handler] = {"GET": DdiServer._poll}
+_ONE: dict[str, dict[str, Handler]] = {
+    "configData": {"PUT": DdiServer._config_data},
+    "installedBase": {"PUT": DdiServer._told_installed},
+    "confirmationBase": {"GET": DdiServer._confirmation_status},
+}
+_TWO: dict[str, dict[str, Handler]] = {
+    "deploymentBase": {"GET": DdiServer._deployment},
+    "cancelAction": {"GET": DdiServer._cancel},
+    "installedBase": {"GET": DdiServer._installed_base},
+    "confirmationBase": {"GET": DdiServer._confirmation_base},
+}
+_AUTO_CONFIRM: dict[str, dict[str, Handler]] = {
+    "activateAutoConfirm": {"POST": DdiServer._activate_auto_confirm},
+    "deactivateAutoConfirm": {"POST": DdiServer._deactivate_auto_confirm},
+}
+_FEEDBACK: dict[str, dict[str, Handler]] = {
+    "deploymentBase": {"POST": DdiServer._feedback},
+    "cancelAction": {"POST": DdiServer._cancel_feedback},
+    "confirmationBase": {"POST": DdiServer._confirmation_feedback},
+}
+
+
+def _operations(path: tuple[str, ...]) -> dict[str, Handler] | None:
+    """The methods of a path below the controller id, or None when there is no such resource."""
+    match path:
+        case () | ("",):
+            return _POLL
+        case (name,):
+            return _ONE.get(name)
+        case ("confirmationBase", name) if name in _AUTO_CONFIRM:
+            return _AUTO_CONFIRM[name]
+        case (name, _):
+            return _TWO.get(name)
+        case ("softwaremodules", _, "artifacts"):
+            return {"GET": DdiServer._artifacts}
+        case ("softwaremodules", _, "artifacts", _):
+            return {"GET": DdiServer._artifact}
+        case (name, _, "feedback"):
+            return _FEEDBACK.get(name)
+        case _:
+            return None
+
+
+def _accepted(request: _Request) -> Media:
+    media = codec.choose_media(request.headers.get("accept"))
+    if media is None:
+        raise _Answer(406)
+    return media
+
+
+async def _body(request: _Request) -> tuple[bytes, Media]:
+    media = codec.media_of(request.headers.get("content-type"))
+    if media is None:
+        raise _Answer(415)
+    return await _read(request), media
+
+
+async def _read(request: _Request) -> bytes:
+    """The whole body, refused as soon as it is larger than a DDI body can be."""
+    body = bytearray()
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise _Answer(400)
+        body += message.get("body", b"")
+        if len(body) > codec.BODY_BYTES:
+            raise _Answer(413)
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def _query(query: str, name: str) -> str | None:
+    for pair in query.split("&"):
+        key, _, value = pair.partition("=")
+        if key == name:
+            return value
+    return None
+
+
+async def _cacheable(request: _Request, body: bytes, media: Media) -> None:
+    etag = codec.etag_of(body)
+    headers = {"etag": etag, "vary": "Accept"}
+    if codec.match_etag(request.headers.get("if-none-match"), etag):
+        await _reply(request, 304, headers=headers)
+        return
+    await _reply(request, 200, body, media.content_type, headers)
+
+
+async def _error(request: _Request, answer: _Answer) -> None:
+    if answer.status in (401, 406, 415):  # no body, or none that the client would take
+        await _reply(request, answer.status)
+        return
+    error = codec.ErrorBody(error_code=answer.code, message=answer.message)
+    await _reply(request, answer.status, codec.encode_error(error, Media.JSON), Media.JSON.content_type)
+
+
+def _refused(refusal: Refusal) -> _Answer:
+    if refusal.reason is Reason.BAD_INPUT and refusal.field == "data":
+        return _Answer(429, ErrorCode.TOO_MANY_ENTRIES, refusal.detail)
+    return _Answer(400, ErrorCode.CONSTRAINT_VIOLATION, refusal.detail)
+
+
+async def _reply(
+    request: _Request, status: int, body: bytes = b"", content_type: str = "", headers: Mapping[str, str] | None = None
+) -> None:
+    raw: list[tuple[bytes, bytes]] = []
+    if content_type:
+        raw.append((b"content-type", content_type.encode("latin-1")))
+    if status != 304:
+        raw.append((b"content-length", str(len(body)).encode()))
+    for name, value in (headers or {}).items():
+        raw.append((name.encode("latin-1"), value.encode("latin-1")))
+    start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": raw}
+    await request.send(start)
+    await request.send({"type": "http.response.body", "body": body})

@@ -1,0 +1,421 @@
+"""Rows of devices. Lists run on a snapshot of their own: a filtered count may read every row of an application."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from openiodm.access.model import ApplicationKey, Product
+from openiodm.clock import Instant
+from openiodm.devices.model import (
+    Device,
+    DeviceFilter,
+    DeviceKey,
+    DeviceStatus,
+    Group,
+    GroupKey,
+    Page,
+    PreparedDevice,
+    Silences,
+)
+from openiodm.storage.engine import Database, InsertMany, Reader, Row, Tx, UniqueViolation, UpdateMany
+from openiodm.storage.groups import GROUP_COLUMNS, GroupRows, group_of
+from openiodm.storage.products import product_key
+
+_DEVICE = """
+SELECT d.id, d.device_id, d.node_id, d.name, d.protocol_type, d.fw_version, d.sw_version, d.attributes, d.info,
+    d.verify_code, d.activation_timeout, d.registered_at, d.modified_at, d.activated_at, d.last_seen_at, d.address,
+    d.token_hash IS NOT NULL AS has_token, p.device_type, p.model, p.manufacturer_name
+FROM device d JOIN product p ON p.id = d.product_id
+"""
+_BY_ID = f"{_DEVICE} WHERE d.device_id = $1 AND d.application_id = $2 AND d.deleted_at IS NULL"
+_BY_NODE = f"{_DEVICE} WHERE d.node_id = $1 AND d.application_id = $2 AND d.deleted_at IS NULL"
+_BY_KEYS = f"{_DEVICE} WHERE d.id = ANY($1::bigint[])"
+_LOCK = f"{_BY_ID} FOR UPDATE OF d"
+_GROUP = f"""
+SELECT {GROUP_COLUMNS} FROM device_group WHERE group_id = $1 AND application_id = $2 AND deleted_at IS NULL
+"""
+_GROUPS_WHERE = "FROM device_group WHERE application_id = $1 AND deleted_at IS NULL"
+_MEMBERS = """
+SELECT d.device_id FROM (
+    SELECT device_id FROM group_member WHERE group_id = $1 ORDER BY device_id DESC LIMIT $2 OFFSET $3
+) m JOIN device d ON d.id = m.device_id ORDER BY m.device_id DESC
+"""
+_LATE = (
+    "activation_timeout > 0 AND activated_at IS NULL AND deleted_at IS NULL "
+    "AND registered_at + activation_timeout * 1000"
+)
+_UNACTIVATED = f"SELECT application_id, device_id FROM device WHERE {_LATE} <= $1 LIMIT $2"
+_IS_UNACTIVATED = f"SELECT id FROM device WHERE device_id = $1 AND application_id = $2 AND {_LATE} <= $3"
+
+_COLUMNS = {
+    "device_id": "text",
+    "application_id": "bigint",
+    "node_id": "text",
+    "product_id": "bigint",
+    "name": "text",
+    "protocol_type": "text",
+    "fw_version": "text",
+    "sw_version": "text",
+    "reports_fw": "boolean",
+    "reports_sw": "boolean",
+    "attributes": "text",
+    "attributes_wanted": "boolean",
+    "info": "text",
+    "verify_code": "text",
+    "psk": "text",
+    "activation_timeout": "bigint",
+    "registered_at": "bigint",
+    "modified_at": "bigint",
+    "attempt_seq": "integer",
+    "activated_at": "bigint",
+    "last_seen_at": "bigint",
+    "address": "text",
+    "self_registered": "boolean",
+}
+_INSERT_MANY = InsertMany("device", _COLUMNS)
+_INSERT = (
+    f"INSERT INTO device ({', '.join(_COLUMNS)}) "
+    f"VALUES ({', '.join(f'${i}' for i in range(1, len(_COLUMNS) + 1))}) ON CONFLICT DO NOTHING RETURNING id"
+)
+_ATTEMPTS = """
+SELECT node_id, max(attempt_seq) FROM device WHERE application_id = $1 AND node_id = ANY($2::text[])
+GROUP BY node_id
+"""
+_NODE_IDS_TAKEN = """
+SELECT node_id FROM device WHERE application_id = $1 AND node_id = ANY($2::text[]) AND deleted_at IS NULL
+"""
+_VERIFY_CODES_TAKEN = """
+SELECT verify_code FROM device
+WHERE verify_code = ANY($1::text[]) AND verify_code IS NOT NULL AND deleted_at IS NULL
+"""
+_UPDATE = "UPDATE device SET name = $2, protocol_type = $3, info = $4, modified_at = $5 WHERE id = $1"
+_SET_CREDENTIALS = """
+UPDATE device SET node_id = $2, verify_code = $3, activation_timeout = $4, modified_at = $5,
+    attempt_seq = (
+        SELECT max(o.attempt_seq) FROM device o
+        WHERE o.application_id = device.application_id AND (o.node_id = $2 OR o.id = device.id)
+    )
+WHERE id = $1
+"""
+_COPY = ", ".join(c for c in _COLUMNS if c not in {"device_id", "verify_code", "psk"})
+_LEAVE_NODE_ID = f"""
+INSERT INTO device (device_id, {_COPY}, deleted_at)
+SELECT random_id(), {_COPY}, CAST($2 AS bigint) FROM device WHERE id = $1
+"""
+_SET_TARGET_TOKEN = "UPDATE device SET token_hash = $2, modified_at = $3 WHERE id = $1"
+_DELETE = """
+UPDATE device SET deleted_at = $3 WHERE device_id = $1 AND application_id = $2 AND deleted_at IS NULL RETURNING id
+"""
+_TOUCH = UpdateMany("device", {"id": "bigint"}, {"last_seen_at": "bigint", "address": "text"})
+_ACTIVATE = """
+UPDATE device SET activated_at = last_seen_at WHERE id = ANY($1::bigint[]) AND activated_at IS NULL
+"""
+
+
+class DeviceReads:
+    """See `devices.ports.DeviceReads`."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def device(self, application: ApplicationKey, device_id: str) -> Device | None:
+        """By our id."""
+        return _device_or_none(await self._reader.fetchrow(_BY_ID, device_id, application))
+
+    async def device_by_node(self, application: ApplicationKey, node_id: str) -> Device | None:
+        """By its own name."""
+        return _device_or_none(await self._reader.fetchrow(_BY_NODE, node_id, application))
+
+    async def group(self, application: ApplicationKey, group_id: str) -> Group | None:
+        """By public id."""
+        row = await self._reader.fetchrow(_GROUP, group_id, application)
+        return None if row is None else group_of(row)
+
+
+class DeviceStore(DeviceReads):
+    """See `devices.ports.DeviceLists`."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._database = database
+
+    async def devices(
+        self, wanted: DeviceFilter, silences: Silences, now: Instant, page: Page, *, newest_first: bool
+    ) -> tuple[int, Sequence[Device]]:
+        """The page's keys come from an index where nothing but the application is asked for."""
+        where = _Where("d.application_id = $1 AND d.deleted_at IS NULL", wanted.application)
+        _narrow(where, wanted, silences, now)
+        direction = "DESC" if newest_first else "ASC"
+        keys = (
+            f"SELECT d.id FROM device d WHERE {where} ORDER BY d.id {direction} "
+            f"LIMIT ${len(where.args) + 1} OFFSET ${len(where.args) + 2}"
+        )
+        async with self._database.snapshot() as view:
+            total = await view.fetchval(f"SELECT count(*) FROM device d WHERE {where}", *where.args)
+            ids = [row[0] for row in await view.fetch(keys, *where.args, page.size, page.offset)]
+            rows = await view.fetch(_BY_KEYS, ids) if ids else []
+        found = sorted(map(_device, rows), key=lambda d: d.key, reverse=newest_first)
+        return total, found
+
+    async def groups(self, application: ApplicationKey, name: str | None, page: Page) -> tuple[int, Sequence[Group]]:
+        """A name matches exactly, by the index that keeps names unique."""
+        if name is not None:
+            sql = f"SELECT {GROUP_COLUMNS} {_GROUPS_WHERE} AND name = $2"
+            named = [group_of(row) for row in await self._database.fetch(sql, application, name)]
+            return len(named), named[page.offset : page.offset + page.size]
+        async with self._database.snapshot() as view:
+            total = await view.fetchval(f"SELECT count(*) {_GROUPS_WHERE}", application)
+            sql = f"SELECT {GROUP_COLUMNS} {_GROUPS_WHERE} ORDER BY id DESC LIMIT $2 OFFSET $3"
+            rows = await view.fetch(sql, application, page.size, page.offset)
+        return total, [group_of(row) for row in rows]
+
+    async def members(self, group: GroupKey, page: Page) -> tuple[int, Sequence[str]]:
+        """The total is the group's own count."""
+        async with self._database.snapshot() as view:
+            total = await view.fetchval("SELECT device_count FROM device_group WHERE id = $1", group)
+            rows = await view.fetch(_MEMBERS, group, page.size, page.offset)
+        return total, [row[0] for row in rows]
+
+    async def unactivated(self, now: Instant, limit: int) -> Sequence[tuple[ApplicationKey, str]]:
+        """Reads every device that was not activated; on a snapshot, so it holds up nobody."""
+        async with self._database.snapshot() as view:
+            return [(row[0], row[1]) for row in await view.fetch(_UNACTIVATED, now, limit)]
+
+
+class DeviceRows(GroupRows, DeviceReads):
+    """See `devices.ports.DeviceRows`."""
+
+    def __init__(self, tx: Tx) -> None:
+        GroupRows.__init__(self, tx)
+        DeviceReads.__init__(self, tx)
+
+    async def insert_device(
+        self, application: ApplicationKey, device: PreparedDevice, now: Instant
+    ) -> DeviceKey | None:
+        """None when an index refused it."""
+        row = (await self._rows(application, [device], now))[0]
+        key: DeviceKey | None = await self._tx.fetchval(_INSERT, *row)
+        return key
+
+    async def insert_devices(
+        self, application: ApplicationKey, devices: Sequence[PreparedDevice], now: Instant
+    ) -> None:
+        """All that are free in one statement; one by one where another server was faster with one of them."""
+        node_ids = await self.node_ids_taken(application, [d.new.node_id for d in devices])
+        codes = [d.verify_code for d in devices]
+        verify_codes = {row[0] for row in await self._tx.fetch(_VERIFY_CODES_TAKEN, codes)}
+        free = [d for d in devices if d.new.node_id not in node_ids and d.verify_code not in verify_codes]
+        rows = await self._rows(application, free, now)
+        try:
+            async with self._tx.savepoint():
+                await self._tx.insert_many(_INSERT_MANY, rows)
+        except UniqueViolation:
+            for row in rows:
+                await self._tx.execute(_INSERT, *row)
+
+    async def device_ids_present(self, device_ids: Sequence[str]) -> frozenset[str]:
+        """By the unique index."""
+        sql = "SELECT device_id FROM device WHERE device_id = ANY($1::text[])"
+        return frozenset(row[0] for row in await self._tx.fetch(sql, list(device_ids)))
+
+    async def node_ids_taken(self, application: ApplicationKey, node_ids: Sequence[str]) -> frozenset[str]:
+        """By the unique index."""
+        if not node_ids:
+            return frozenset()
+        return frozenset(row[0] for row in await self._tx.fetch(_NODE_IDS_TAKEN, application, list(node_ids)))
+
+    async def insert_contact(
+        self,
+        application: ApplicationKey,
+        device: PreparedDevice,
+        protocol_type: str,
+        address: str,
+        now: Instant,
+    ) -> None:
+        """Registered, activated and seen at once."""
+        row = (await self._rows(application, [device], now))[0]
+        values = dict(zip(_COLUMNS, row, strict=True))
+        # A device that registered itself has no credentials of a registration.
+        values |= {"verify_code": None, "psk": None, "protocol_type": protocol_type}
+        values |= {"activated_at": now, "last_seen_at": now, "address": address, "self_registered": True}
+        await self._tx.execute(_INSERT, *values.values())
+
+    async def _rows(
+        self, application: ApplicationKey, devices: Sequence[PreparedDevice], now: Instant
+    ) -> list[tuple[Any, ...]]:
+        """The values of `_COLUMNS` for each device."""
+        node_ids = [d.new.node_id for d in devices]
+        attempts = {row[0]: row[1] for row in await self._tx.fetch(_ATTEMPTS, application, node_ids)}
+        products = {p: await product_key(self._tx, p) for p in dict.fromkeys(d.new.product for d in devices)}
+        return [
+            (
+                d.device_id,
+                application,
+                d.new.node_id,
+                products[d.new.product],
+                d.new.name,
+                d.new.protocol_type,
+                d.new.fw_version,
+                d.new.sw_version,
+                False,
+                False,
+                "{}",
+                True,
+                _json(d.new.info),
+                d.verify_code,
+                d.psk,
+                d.new.timeout_s,
+                now,
+                now,
+                attempts.get(d.new.node_id, 0),
+                None,
+                None,
+                None,
+                False,
+            )
+            for d in devices
+        ]
+
+    async def lock_device(self, application: ApplicationKey, device_id: str) -> Device | None:
+        """Locked until the transaction ends."""
+        return _device_or_none(await self._tx.fetchrow(_LOCK, device_id, application))
+
+    async def update_device(
+        self,
+        device: DeviceKey,
+        *,
+        name: str | None,
+        protocol_type: str | None,
+        info: Mapping[str, Any],
+        now: Instant,
+    ) -> None:
+        """Plain."""
+        await self._tx.execute(_UPDATE, device, name, protocol_type, _json(info), now)
+
+    async def set_product(self, device: DeviceKey, product: Product) -> None:
+        """Memberships copy the product: the expansion of a group reads it there."""
+        key = await product_key(self._tx, product)
+        await self._tx.execute("UPDATE device SET product_id = $2 WHERE id = $1", device, key)
+        await self._tx.execute("UPDATE group_member SET product_id = $2 WHERE device_id = $1", device, key)
+
+    async def set_credentials(
+        self, device: Device, node_id: str, verify_code: str, timeout_s: int, now: Instant
+    ) -> bool:
+        """A node id that it leaves keeps its attempt number in a deleted row (DECISIONS 10)."""
+        try:
+            async with self._tx.savepoint():
+                if node_id != device.node_id:
+                    await self._tx.execute(_LEAVE_NODE_ID, device.key, now)
+                await self._tx.execute(_SET_CREDENTIALS, device.key, node_id, verify_code, timeout_s, now)
+        except UniqueViolation:
+            return False
+        return True
+
+    async def set_target_token(self, device: DeviceKey, token_hash: str | None, now: Instant) -> None:
+        """None takes it away."""
+        await self._tx.execute(_SET_TARGET_TOKEN, device, token_hash, now)
+
+    async def delete_device(self, application: ApplicationKey, device_id: str, now: Instant) -> DeviceKey | None:
+        """Groups are locked before the device, as everywhere."""
+        await self.lock_groups_of_device(application, device_id)
+        key: DeviceKey | None = await self._tx.fetchval(_DELETE, device_id, application, now)
+        if key is not None:
+            await self.leave_all_groups(key)
+        return key
+
+    async def is_unactivated(self, application: ApplicationKey, device_id: str, now: Instant) -> bool:
+        """By our id."""
+        row = await self._tx.fetchrow(_IS_UNACTIVATED, device_id, application, now)
+        return row is not None
+
+    async def touch(self, seen: Sequence[tuple[DeviceKey, Instant, str]]) -> None:
+        """One statement."""
+        await self._tx.update_many(_TOUCH, seen)
+
+    async def activate(self, devices: Sequence[DeviceKey]) -> None:
+        """One statement."""
+        await self._tx.execute(_ACTIVATE, list(devices))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _device_or_none(row: Row | None) -> Device | None:
+    return None if row is None else _device(row)
+
+
+def _device(row: Row) -> Device:
+    return Device(
+        key=DeviceKey(row["id"]),
+        device_id=row["device_id"],
+        node_id=row["node_id"],
+        product=Product(row["device_type"], row["model"], row["manufacturer_name"]),
+        name=row["name"],
+        protocol_type=row["protocol_type"],
+        fw_version=row["fw_version"],
+        sw_version=row["sw_version"],
+        attributes=msgspec.json.decode(row["attributes"]),
+        info=msgspec.json.decode(row["info"]),
+        verify_code=row["verify_code"],
+        timeout_s=row["activation_timeout"],
+        registered_at=Instant(row["registered_at"]),
+        modified_at=Instant(row["modified_at"]),
+        activated_at=row["activated_at"],
+        last_seen_at=row["last_seen_at"],
+        address=row["address"],
+        has_target_token=bool(row["has_token"]),
+    )
+
+
+class _Where:
+    """Conditions joined by AND, with their parameters."""
+
+    def __init__(self, condition: str, *args: Any) -> None:
+        self._conditions = [condition]
+        self.args = list(args)
+
+    def add(self, condition: str, value: Any) -> None:
+        """`condition` has `{}` where the parameter goes."""
+        self.args.append(value)
+        self._conditions.append(condition.format(f"${len(self.args)}"))
+
+    def add_plain(self, condition: str) -> None:
+        """One without a parameter."""
+        self._conditions.append(condition)
+
+    def __str__(self) -> str:
+        return " AND ".join(self._conditions)
+
+
+_EQUAL = {
+    "device_id": "d.device_id = {}",
+    "node_id": "d.node_id = {}",
+    "name": "d.name = {}",
+    "device_type": "d.product_id IN (SELECT id FROM product WHERE device_type = {})",
+    "model": "d.product_id IN (SELECT id FROM product WHERE model = {})",
+    "manufacturer_name": "d.product_id IN (SELECT id FROM product WHERE manufacturer_name = {})",
+    "start": "d.registered_at >= {}",
+    "end": "d.registered_at <= {}",
+}
+
+
+def _narrow(where: _Where, wanted: DeviceFilter, silences: Silences, now: Instant) -> None:
+    for member, condition in _EQUAL.items():
+        value = getattr(wanted, member)
+        if value is not None:
+            where.add(condition, value)
+    if wanted.location is not None:
+        # No function on JSON is common to both engines; within a JSON string quotes are escaped, so this is exact.
+        fragment = f'"location":{msgspec.json.encode(wanted.location).decode()}'
+        where.add("replace(d.info, {}, '') <> d.info", fragment)
+    if wanted.status is DeviceStatus.INACTIVE:
+        where.add_plain("d.last_seen_at IS NULL")
+    elif wanted.status is not None:
+        after, until = silences.window(wanted.status, now)
+        where.add_plain("d.last_seen_at IS NOT NULL")
+        if after is not None:
+            where.add("d.last_seen_at > {}", after)
+        if until is not None:
+            where.add("d.last_seen_at <= {}", until)

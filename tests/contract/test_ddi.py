@@ -1,0 +1,503 @@
+"""hawkBit DDI v1, the sixteen operations, on both engines: each test is a step of a device's life."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import cbor2
+import pytest
+from tests.conftest import ManualClock
+from tests.support.server import BASE, FIRMWARE, World, build_world
+
+
+@pytest.fixture
+async def world(database_url: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[World]:
+    async with build_world(database_url, tmp_path, clock, calls_per_minute=0) as built:
+        yield built
+
+
+async def granted(world: World, node_id: str = "dev1") -> tuple[str, int]:
+    """A device that has been offered an upgrade: (operation id, action id)."""
+    (device,) = await world.register(node_id)
+    task = await world.create_task([device])
+    href = (await world.poll(node_id))["_links"]["deploymentBase"]["href"]
+    return task, int(href.rpartition("/")[2].partition("?")[0])
+
+
+async def artifact_href(world: World, action: int, node_id: str = "dev1") -> str:
+    answer = await world.http.get(world.ddi(node_id, f"/deploymentBase/{action}"), headers=world.gateway)
+    (chunk,) = answer.json()["deployment"]["chunks"]
+    return str(chunk["artifacts"][0]["_links"]["download-http"]["href"]).removeprefix(BASE)
+
+
+# -- operation 1
+
+
+async def test_a_first_poll_registers_the_device_and_asks_for_its_attributes(world: World) -> None:
+    answer = await world.http.get(world.ddi("dev1"), headers=world.gateway)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/hal+json;charset=utf-8"
+    assert answer.json() == {
+        "config": {"polling": {"sleep": "00:01:00"}},
+        "_links": {"configData": {"href": f"{BASE}/DEFAULT/controller/v1/dev1/configData"}},
+    }
+    found = await world.rooms.device_queries.device_by_node(world.actor, "dev1")
+    assert found.device.product.model == "m1"
+
+
+async def test_an_idle_poll_is_304_for_its_own_entity_tag(world: World) -> None:
+    first = await world.http.get(world.ddi("dev1"), headers=world.gateway)
+    second = await world.http.get(world.ddi("dev1"), headers={**world.gateway, "If-None-Match": first.headers["etag"]})
+    assert (second.status_code, second.content) == (304, b"")
+
+
+async def test_an_offer_changes_the_polls_entity_tag(world: World) -> None:
+    (device,) = await world.register("dev1")
+    before = (await world.http.get(world.ddi("dev1"), headers=world.gateway)).headers["etag"]
+    await world.create_task([device])
+    after = await world.http.get(world.ddi("dev1"), headers={**world.gateway, "If-None-Match": before})
+    assert after.status_code == 200
+    assert "deploymentBase" in after.json()["_links"]
+
+
+async def test_the_tenant_is_default_in_any_case_or_the_application_of_the_token(world: World) -> None:
+    for tenant, status in (("DEFAULT", 200), ("default", 200), (world.app_id, 200), ("another", 401)):
+        answer = await world.http.get(world.ddi("dev1", tenant=tenant), headers=world.gateway)
+        assert answer.status_code == status, tenant
+
+
+@pytest.mark.parametrize(
+    "authorization", [None, "GatewayToken wrong", "TargetToken wrong", "Bearer x", "GatewayToken", ""]
+)
+async def test_without_a_fitting_credential_the_answer_is_401_with_an_empty_body(
+    world: World, authorization: str | None
+) -> None:
+    headers = {} if authorization is None else {"Authorization": authorization}
+    answer = await world.http.get(world.ddi("dev1"), headers=headers)
+    assert (answer.status_code, answer.content) == (401, b"")
+
+
+async def test_a_target_token_opens_its_own_device_alone(world: World) -> None:
+    first, _ = await world.register("dev1", "dev2")
+    token = await world.rooms.devices.set_target_token(world.actor, first)
+    own = {"Authorization": f"TargetToken {token}"}
+    assert (await world.http.get(world.ddi("dev1"), headers=own)).status_code == 200
+    assert (await world.http.get(world.ddi("dev2"), headers=own)).status_code == 401
+    assert (await world.http.get(world.ddi("unknown"), headers=own)).status_code == 401
+
+
+async def test_each_kind_of_token_can_be_switched_off_per_application(world: World) -> None:
+    (device,) = await world.register("dev1")
+    token = await world.rooms.devices.set_target_token(world.actor, device)
+    await world.rooms.access.set_device_tokens(world.app_id, target=False, gateway=True)
+    own = {"Authorization": f"TargetToken {token}"}
+    assert (await world.http.get(world.ddi("dev1"), headers=own)).status_code == 401
+    await world.rooms.access.set_device_tokens(world.app_id, target=True, gateway=False)
+    assert (await world.http.get(world.ddi("dev1"), headers=own)).status_code == 200
+    assert (await world.http.get(world.ddi("dev1"), headers=world.gateway)).status_code == 401
+
+
+async def test_a_thousand_first_contacts_four_times_each_at_once_are_a_thousand_devices(world: World) -> None:
+    answers = await asyncio.gather(
+        *(world.http.get(world.ddi(f"new-{n}"), headers=world.gateway) for _ in range(4) for n in range(1000))
+    )
+    assert {a.status_code for a in answers} == {200}
+    assert await world.rooms.database.fetchval("SELECT count(*) FROM device") == 1000
+
+
+async def test_cbor_is_answered_to_who_accepts_it(world: World) -> None:
+    answer = await world.http.get(world.ddi("dev1"), headers={**world.gateway, "Accept": "application/cbor"})
+    assert answer.headers["content-type"] == "application/cbor"
+    assert cbor2.loads(answer.content)["config"] == {"polling": {"sleep": "00:01:00"}}
+    answer = await world.http.get(world.ddi("dev1"), headers={**world.gateway, "Accept": "text/html"})
+    assert answer.status_code == 406
+
+
+async def test_unknown_resources_and_methods_are_told(world: World) -> None:
+    await world.register("dev1")
+    assert (await world.http.get(world.ddi("dev1", "/nothing"), headers=world.gateway)).status_code == 404
+    answer = await world.http.delete(world.ddi("dev1"), headers=world.gateway)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+    assert (await world.http.head(world.ddi("dev1"), headers=world.gateway)).status_code == 200
+
+
+# -- operation 2
+
+
+async def test_config_data_is_kept_and_not_asked_for_again(world: World) -> None:
+    await world.register("dev1")
+    body = {"mode": "merge", "data": {"hw_revision": "2", "fwVersion": "V1"}}
+    answer = await world.http.put(world.ddi("dev1", "/configData"), headers=world.gateway, json=body)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert "_links" not in await world.poll("dev1")
+    device = (await world.rooms.device_queries.device_by_node(world.actor, "dev1")).device
+    assert (device.attributes["hw_revision"], device.fw_version) == ("2", "V1")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({}, 400, "hawkbit.server.error.rest.body.notReadable"),
+        ({"data": {}}, 400, "hawkbit.server.error.rest.body.notReadable"),
+        ({"data": {"k" * 129: "v"}}, 400, "hawkbit.server.error.repo.invalidTargetAttributes"),
+        ({"data": {str(n): "v" for n in range(101)}}, 429, "hawkbit.server.error.quota.tooManyEntries"),
+        ({"mode": "x", "data": {"a": "b"}}, 400, "hawkbit.server.error.rest.body.notReadable"),
+    ],
+)
+async def test_bad_config_data_is_refused_and_changes_nothing(
+    world: World, body: dict[str, object], status: int, code: str
+) -> None:
+    await world.register("dev1")
+    answer = await world.http.put(world.ddi("dev1", "/configData"), headers=world.gateway, json=body)
+    assert (answer.status_code, answer.json()["errorCode"]) == (status, code)
+    assert "configData" in (await world.poll("dev1"))["_links"]
+
+
+async def test_config_data_of_a_self_registered_device_says_what_it_is(world: World) -> None:
+    await world.register("dev1")
+    body = {"data": {"model": "m2"}}
+    await world.http.put(world.ddi("dev1", "/configData"), headers=world.gateway, json=body)
+    device = (await world.rooms.device_queries.device_by_node(world.actor, "dev1")).device
+    assert (device.product.device_type, device.product.model) == ("sensor", "m2")
+
+
+# -- operations 3, 4
+
+
+async def test_a_deployment_is_one_chunk_with_one_artifact(world: World) -> None:
+    _, action = await granted(world)
+    answer = await world.http.get(world.ddi("dev1", f"/deploymentBase/{action}"), headers=world.gateway)
+    body = answer.json()
+    assert body["id"] == str(action)
+    assert body["deployment"]["download"] == body["deployment"]["update"] == "forced"
+    (chunk,) = body["deployment"]["chunks"]
+    (artifact,) = chunk["artifacts"]
+    assert (chunk["part"], chunk["version"]) == ("os", "V2")
+    assert (artifact["filename"], artifact["size"]) == ("image.swu", len(FIRMWARE))
+    assert set(artifact["hashes"]) == {"sha1", "md5", "sha256"}
+    assert set(artifact["_links"]) == {"download-http", "md5sum-http"}
+
+
+async def test_an_update_of_a_device_without_versions_succeeds_on_its_word(world: World) -> None:
+    task, action = await granted(world)
+    assert await world.feedback("dev1", action, "proceeding", "none", "begun") == 200
+    assert await world.counters(task) == {"processing": 1}
+    assert await world.feedback("dev1", action, "closed", "success") == 200
+    assert await world.counters(task) == {"success": 1}
+    poll = await world.poll("dev1")
+    assert set(poll["_links"]) == {"configData", "installedBase"}
+
+
+async def test_an_update_of_a_device_with_versions_succeeds_when_it_shows_the_new_one(world: World) -> None:
+    (device,) = await world.register("dev1")
+    config = world.ddi("dev1", "/configData")
+    await world.http.put(config, headers=world.gateway, json={"data": {"fwVersion": "V1"}})
+    task = await world.create_task([device])
+    await world.poll("dev1")
+    assert await world.feedback("dev1", 1, "closed", "success") == 200
+    assert await world.counters(task) == {"processing": 1}
+    poll = await world.poll("dev1")
+    assert set(poll["_links"]) == {"configData"}
+    await world.http.put(config, headers=world.gateway, json={"data": {"fwVersion": "V2"}})
+    assert (await world.status(task), await world.counters(task)) == ("success", {"success": 1})
+
+
+async def test_a_failure_keeps_the_devices_own_words(world: World) -> None:
+    task, action = await granted(world)
+    assert await world.feedback("dev1", action, "closed", "failure", "no space left") == 200
+    assert await world.status(task) == "failed"
+    _, (upgrade,) = await world.rooms.campaign_queries.upgrades(world.actor, task, 0, 10)
+    assert upgrade.detail == "Firmware update failed: no space left"
+
+
+async def test_a_repeated_result_is_200_for_ten_minutes_and_anything_else_410(world: World) -> None:
+    _, action = await granted(world)
+    assert await world.feedback("dev1", action, "closed", "success") == 200
+    assert await world.feedback("dev1", action, "closed", "success") == 200
+    assert await world.feedback("dev1", action, "closed", "failure") == 410
+    assert await world.feedback("dev1", action, "proceeding") == 410
+    assert await world.feedback("dev1", action + 1, "closed", "success") == 404
+    world.advance(601)
+    assert await world.feedback("dev1", action, "closed", "success") == 410
+
+
+async def test_action_ids_rise_over_deletion_and_new_registration(world: World) -> None:
+    _, action = await granted(world)
+    device = (await world.rooms.device_queries.device_by_node(world.actor, "dev1")).device
+    await world.rooms.devices.delete(world.actor, device.device_id)
+    _, second = await granted(world)
+    assert (action, second) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "media", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"{}", "application/json", 400),
+        (b'{"status":{"execution":"closed"}}', "application/json", 400),
+        (b'{"status":{"execution":"x","result":{"finished":"none"}}}', "application/json", 400),
+        (b"x", "text/plain", 415),
+        (b"x" * (600 * 1024), "application/json", 413),
+    ],
+)
+async def test_unreadable_feedback_is_refused_and_changes_nothing(
+    world: World, content: bytes, media: str, status: int
+) -> None:
+    task, action = await granted(world)
+    answer = await world.http.post(
+        world.ddi("dev1", f"/deploymentBase/{action}/feedback"),
+        headers={**world.gateway, "Content-Type": media},
+        content=content,
+    )
+    assert answer.status_code == status
+    assert await world.counters(task) == {"processing": 1}
+
+
+async def test_a_feedback_in_cbor_is_understood(world: World) -> None:
+    task, action = await granted(world)
+    body = {"status": {"execution": "closed", "result": {"finished": "success"}, "details": []}}
+    answer = await world.http.post(
+        world.ddi("dev1", f"/deploymentBase/{action}/feedback"),
+        headers={**world.gateway, "Content-Type": "application/cbor"},
+        content=cbor2.dumps(body),
+    )
+    assert answer.status_code == 200
+    assert await world.counters(task) == {"success": 1}
+
+
+async def test_a_swupdate_log_of_hundreds_of_lines_is_cut_and_answered_200(world: World) -> None:
+    _, action = await granted(world)
+    assert await world.feedback("dev1", action, "proceeding", "none", *(f"line {n}" for n in range(300))) == 200
+    answer = await world.http.get(
+        world.ddi("dev1", f"/deploymentBase/{action}?actionHistory=100"), headers=world.gateway
+    )
+    messages = answer.json()["actionHistory"]["messages"]
+    assert len(messages) == 50
+    assert messages[0] == "line 299"
+
+
+async def test_another_devices_action_is_not_there(world: World) -> None:
+    _, action = await granted(world)
+    await world.register("dev2")
+    answer = await world.http.get(world.ddi("dev2", f"/deploymentBase/{action}"), headers=world.gateway)
+    assert (answer.status_code, answer.json()["errorCode"]) == (404, "hawkbit.server.error.repo.entityNotFound")
+    assert await world.feedback("dev2", action, "closed", "success") == 404
+
+
+@pytest.mark.parametrize(
+    ("segment", "status"), [("abc", 400), ("99999999999999999999", 400), ("9999999999", 404), ("0", 404), ("-1", 404)]
+)
+async def test_action_ids_that_are_no_action(world: World, segment: str, status: int) -> None:
+    await granted(world)
+    answer = await world.http.get(world.ddi("dev1", f"/deploymentBase/{segment}"), headers=world.gateway)
+    assert answer.status_code == status
+
+
+# -- operations 5, 6
+
+
+async def test_a_stop_shows_as_a_cancel_action_and_ends_with_the_devices_yes(world: World) -> None:
+    task, action = await granted(world)
+    await world.rooms.campaigns.stop(world.actor, task)
+    assert "deploymentBase" not in (await world.poll("dev1")).get("_links", {})
+    await world.run_jobs()
+    links = (await world.poll("dev1"))["_links"]
+    assert links["cancelAction"]["href"] == f"{BASE}{world.ddi('dev1', f'/cancelAction/{action}')}"
+    answer = await world.http.get(world.ddi("dev1", f"/cancelAction/{action}"), headers=world.gateway)
+    assert answer.json() == {"id": str(action), "cancelAction": {"stopId": str(action)}}
+    body = {"status": {"execution": "closed", "result": {"finished": "success"}}}
+    answer = await world.http.post(
+        world.ddi("dev1", f"/cancelAction/{action}/feedback"), headers=world.gateway, json=body
+    )
+    assert answer.status_code == 200
+    assert (await world.status(task), await world.counters(task)) == ("stop", {"stop": 1})
+    assert "cancelAction" not in (await world.poll("dev1")).get("_links", {})
+
+
+async def test_a_refused_cancel_keeps_the_link_and_offers_nothing_anew(world: World) -> None:
+    task, action = await granted(world)
+    await world.rooms.campaigns.stop(world.actor, task)
+    await world.run_jobs()
+    body = {"status": {"execution": "rejected", "result": {"finished": "none"}}}
+    await world.http.post(world.ddi("dev1", f"/cancelAction/{action}/feedback"), headers=world.gateway, json=body)
+    links = (await world.poll("dev1"))["_links"]
+    assert "cancelAction" in links
+    assert "deploymentBase" not in links
+
+
+async def test_cancel_action_is_404_unless_cancelling(world: World) -> None:
+    _, action = await granted(world)
+    answer = await world.http.get(world.ddi("dev1", f"/cancelAction/{action}"), headers=world.gateway)
+    assert answer.status_code == 404
+
+
+# -- operations 7, 8
+
+
+async def test_installed_base_shows_the_last_finished_action(world: World) -> None:
+    _, action = await granted(world)
+    await world.feedback("dev1", action, "closed", "success")
+    answer = await world.http.get(world.ddi("dev1", f"/installedBase/{action}"), headers=world.gateway)
+    assert answer.json()["deployment"]["chunks"][0]["version"] == "V2"
+    answer = await world.http.get(world.ddi("dev1", f"/installedBase/{action + 1}"), headers=world.gateway)
+    assert answer.status_code == 404
+
+
+async def test_what_a_device_says_it_runs_counts_as_its_version(world: World) -> None:
+    await world.register("dev1")
+    url = world.ddi("dev1", "/installedBase")
+    body = {"name": "image.swu", "version": "V1"}
+    assert (await world.http.put(url, headers=world.gateway, json=body)).status_code == 201
+    assert (await world.http.put(url, headers=world.gateway, json=body)).status_code == 200
+    device = (await world.rooms.device_queries.device_by_node(world.actor, "dev1")).device
+    assert device.fw_version == "V1"
+
+
+# -- operations 9 to 13
+
+
+async def confirming(world: World) -> tuple[str, int]:
+    (device,) = await world.register("dev1")
+    task = await world.create_task([device], confirmation=True)
+    href = (await world.poll("dev1"))["_links"]["confirmationBase"]["href"]
+    return task, int(href.rpartition("/")[2].partition("?")[0])
+
+
+async def test_a_device_that_must_confirm_is_asked_first(world: World) -> None:
+    task, action = await confirming(world)
+    base = world.ddi("dev1", "/confirmationBase")
+    status = (await world.http.get(base, headers=world.gateway)).json()
+    assert status["autoConfirm"] == {"active": False}
+    assert set(status["_links"]) == {"activateAutoConfirm", "confirmationBase"}
+    answer = await world.http.get(f"{base}/{action}", headers=world.gateway)
+    assert answer.json()["confirmation"]["chunks"][0]["version"] == "V2"
+    assert (await world.http.get(await _guess_artifact(world), headers=world.gateway)).status_code == 404
+    assert await world.feedback("dev1", action, "closed", "success") == 404
+    answer = await world.http.post(
+        f"{base}/{action}/feedback", headers=world.gateway, json={"confirmation": "denied", "code": 1, "details": []}
+    )
+    assert answer.status_code == 200
+    assert "confirmationBase" in (await world.poll("dev1"))["_links"]
+    await world.http.post(f"{base}/{action}/feedback", headers=world.gateway, json={"confirmation": "confirmed"})
+    assert "deploymentBase" in (await world.poll("dev1"))["_links"]
+    assert await world.counters(task) == {"processing": 1}
+
+
+async def _guess_artifact(world: World) -> str:
+    return world.ddi("dev1", f"/softwaremodules/{world.file_id}/artifacts/image.swu")
+
+
+async def test_auto_confirmation_says_yes_for_the_device(world: World) -> None:
+    _, _ = await confirming(world)
+    base = world.ddi("dev1", "/confirmationBase")
+    on, off = f"{base}/activateAutoConfirm", f"{base}/deactivateAutoConfirm"
+    assert (await world.http.post(on, headers=world.gateway)).status_code == 200
+    again = await world.http.post(on, headers=world.gateway, json={"initiator": "me"})
+    assert again.status_code == 409
+    assert again.json()["errorCode"] == "hawkbit.server.error.repo.autoConfAlreadyActive"
+    status = (await world.http.get(base, headers=world.gateway)).json()
+    assert status["autoConfirm"]["active"] is True
+    assert "deploymentBase" in (await world.poll("dev1"))["_links"]
+    assert (await world.http.post(off, headers=world.gateway)).status_code == 200
+
+
+# -- operations 14, 15, 16
+
+
+async def test_the_bytes_with_all_their_headers(world: World) -> None:
+    _, action = await granted(world)
+    href = await artifact_href(world, action)
+    answer = await world.http.get(href, headers=world.gateway)
+    assert answer.status_code == 200
+    assert answer.content == FIRMWARE
+    assert answer.headers["content-disposition"] == "attachment;filename=image.swu"
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    head = await world.http.head(href, headers=world.gateway)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(FIRMWARE)))
+
+
+async def test_ranges_resume_a_download_and_end_with_416(world: World) -> None:
+    _, action = await granted(world)
+    href = await artifact_href(world, action)
+    size = len(FIRMWARE)
+
+    async def get(value: str, **headers: str) -> tuple[int, bytes, str | None]:
+        answer = await world.http.get(href, headers={**world.gateway, "Range": value, **headers})
+        return answer.status_code, answer.content, answer.headers.get("content-range")
+
+    assert await get("bytes=10-19") == (206, FIRMWARE[10:20], f"bytes 10-19/{size}")
+    assert await get("bytes=100-") == (206, FIRMWARE[100:], f"bytes 100-{size - 1}/{size}")
+    assert await get("bytes=-5") == (206, FIRMWARE[-5:], f"bytes {size - 5}-{size - 1}/{size}")
+    assert await get(f"bytes={size}-") == (416, b"", f"bytes */{size}")
+    status, body, _ = await get("bytes=0-1,10-11")
+    assert status == 206
+    assert body.count(b"THIS_STRING_SEPARATES_MULTIPART") == 3
+    assert (await get("bytes=0-1", **{"If-Match": '"0000"'}))[0] == 412
+    assert (await get("bytes=0-1", **{"If-Range": '"0000"'}))[:2] == (200, FIRMWARE)
+
+
+async def test_the_first_byte_is_the_download_phase(world: World) -> None:
+    task, action = await granted(world)
+    await world.http.get(await artifact_href(world, action), headers={**world.gateway, "Range": "bytes=0-0"})
+    _, (upgrade,) = await world.rooms.campaign_queries.upgrades(world.actor, task, 0, 10)
+    assert upgrade.state == "downloading"
+
+
+async def test_the_md5_sum_and_the_artifact_list(world: World) -> None:
+    _, action = await granted(world)
+    href = await artifact_href(world, action)
+    answer = await world.http.get(f"{href}.MD5SUM", headers=world.gateway)
+    assert answer.headers["content-type"].startswith("text/plain")
+    digest, blanks, name = answer.text.partition("  ")
+    assert (len(digest), blanks, name) == (32, "  ", "image.swu")
+    answer = await world.http.get(href.rpartition("/")[0], headers=world.gateway)
+    assert [a["filename"] for a in answer.json()] == ["image.swu"]
+
+
+async def test_offer_and_bytes_are_gone_when_the_attempt_is_final(world: World) -> None:
+    _, action = await granted(world)
+    href = await artifact_href(world, action)
+    await world.feedback("dev1", action, "closed", "failure")
+    assert (await world.http.get(href, headers=world.gateway)).status_code == 404
+    answer = await world.http.get(world.ddi("dev1", f"/deploymentBase/{action}"), headers=world.gateway)
+    assert answer.status_code == 404
+
+
+async def test_bytes_are_refused_after_a_stop_unless_the_device_installs_already(world: World) -> None:
+    task, action = await granted(world)
+    href = await artifact_href(world, action)
+    (second,) = await world.register("dev2")
+    other = await world.create_task([second])
+    await world.poll("dev2")
+    await world.feedback("dev2", 1, "downloaded")
+    await world.feedback("dev2", 1, "proceeding")
+    href2 = href.replace("dev1", "dev2")
+    for operation in (task, other):
+        await world.rooms.campaigns.stop(world.actor, operation)
+    for _ in range(2):  # before the sweep and after it
+        assert (await world.http.get(href, headers=world.gateway)).status_code == 404
+        assert (await world.http.get(href2, headers=world.gateway)).status_code == 200
+        await world.run_jobs()
+
+
+async def test_a_device_of_another_application_is_another_device(world: World) -> None:
+    _, action = await granted(world)
+    other = await world.rooms.access.create_application("other")
+    login = await world.rooms.access.login(other.app_id, other.secret)
+    actor = await world.rooms.access_queries.authenticate(other.app_id, login.access_token)
+    from tests.support.server import PRODUCT
+
+    _, token = await world.rooms.access.create_gateway_token(actor, "fleet", PRODUCT)
+    foreign = {"Authorization": f"GatewayToken {token}"}
+    assert (await world.http.get(world.ddi("dev1"), headers=foreign)).status_code == 200
+    assert (await world.http.get(await artifact_href(world, action), headers=foreign)).status_code == 404
+    assert await world.rooms.database.fetchval("SELECT count(*) FROM device WHERE node_id = 'dev1'") == 2
+
+
+async def test_a_silent_device_times_out_and_the_task_says_so(world: World) -> None:
+    task, _ = await granted(world)
+    world.advance(world.rooms.settings.download_clock_s)
+    await world.run_jobs()
+    assert (await world.status(task), await world.counters(task)) == ("failed", {"timeout": 1})

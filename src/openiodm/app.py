@@ -46,7 +46,9 @@ from openiodm.northbound.compat import packages as compat_packages
 from openiodm.northbound.compat import tasks as compat_tasks
 from openiodm.northbound.compat.edge import CompatEdge
 from openiodm.northbound.compat.guard import CompatGuard
+from openiodm.northbound.native import application as native_application
 from openiodm.northbound.native import devices as native_devices
+from openiodm.northbound.native import groups as native_groups
 from openiodm.northbound.native import openapi as native_openapi
 from openiodm.northbound.native import packages as native_packages
 from openiodm.northbound.native import tasks as native_tasks
@@ -72,7 +74,7 @@ from openiodm.storage.writer import Lane, Writer
 
 CLOCK_SWEEP_S = 1.0
 CLOCK_SWEEP_DEVICES = 500  # whose phase clock ran out, handled at once
-CLEAN_UP_S = 600.0
+CLEAN_UP_S = 60.0
 KEEP_ALIVE_S = 75  # longer than the polls' default interval, so that a device keeps its connection
 
 log = structlog.get_logger(__name__)
@@ -267,10 +269,12 @@ def native_routes(rooms: Rooms) -> list[Route]:
     """Every route of the native API, and the one that describes them."""
     routes = [
         *native_packages.routes(rooms.packages, rooms.package_queries),
-        *native_devices.routes(rooms.devices, rooms.device_queries, rooms.access, rooms.access_queries),
+        *native_devices.routes(rooms.devices, rooms.device_queries),
+        *native_groups.routes(rooms.groups, rooms.group_queries, rooms.device_queries),
+        *native_application.routes(rooms.access, rooms.access_queries),
         *native_tasks.routes(rooms.campaigns, rooms.campaign_queries, rooms.clock, _clocks(rooms.settings)),
     ]
-    return [*routes, *native_openapi.routes(routes, __version__)]
+    return [*routes, *native_openapi.routes(routes, __version__, native_devices.PATH_SCHEMAS)]
 
 
 class Front:
@@ -403,6 +407,8 @@ async def expire_due(rooms: Rooms) -> int:
 
 async def _clean_up(rooms: Rooms) -> None:
     await rooms.access.remove_expired_tokens()
+    await rooms.devices.delete_unactivated(DeviceStore(rooms.database))
+    await rooms.groups.sweep_deleted()
     await rooms.packages.collect()
     await rooms.campaigns.forget_keys()
 

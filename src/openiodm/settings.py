@@ -171,7 +171,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 # Read by the command line's client commands, not by the server.
-CLIENT_VARIABLES = frozenset({"url", "app_id", "secret", "secret_file", "config"})
+CLIENT_VARIABLES = frozenset({"url", "app_id", "secret", "secret_file", "token", "token_file", "config"})
 
 
 def _check(settings: Settings) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from compat_server import LIVES, MovedClock, Server, no, serving
+from tests.support.compat_server import LIVES, MovedClock, Server, no, serving
 
 from openiodm.access.flow import MemoryFlow
 from openiodm.access.model import Product, TokenLives, hash_secret
@@ -275,9 +275,7 @@ async def test_the_hundred_and_first_call_of_a_minute_is_refused(database: Datab
         assert no(await app.http.get(f"{CREDENTIALS}/none")) == THROTTLED
 
 
-async def test_a_full_bucket_comes_back_after_a_minute_and_holds_no_more(
-    database: Database, clock: MovedClock
-) -> None:
+async def test_a_full_bucket_comes_back_after_a_minute_and_holds_no_more(database: Database, clock: MovedClock) -> None:
     async with serving(database, clock) as server:
         key = (await server.application()).actor.application
         flow = flow_of(database, clock, 7)  # 60 s are no multiple of it
@@ -290,9 +288,7 @@ async def test_a_full_bucket_comes_back_after_a_minute_and_holds_no_more(
             clock.advance(180_000)
 
 
-async def test_flow_control_refuses_no_one_when_off_and_counts_no_login(
-    database: Database, clock: MovedClock
-) -> None:
+async def test_flow_control_refuses_no_one_when_off_and_counts_no_login(database: Database, clock: MovedClock) -> None:
     async with serving(database, clock, flow=flow_of(database, clock, 0)) as server:
         app = await server.application()
         assert {(await app.http.get(f"{CREDENTIALS}/x")).status_code for _ in range(250)} == {404}

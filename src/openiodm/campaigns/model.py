@@ -12,7 +12,6 @@ from openiodm.clock import Instant
 
 CampaignKey = NewType("CampaignKey", int)  # row ids: never shown
 UpgradeKey = NewType("UpgradeKey", int)
-PackageKey = NewType("PackageKey", int)
 
 MAX_TARGETS = 256  # device ids or group names a task (contract section 3.3)
 MAX_RETRY_TIMES = 5

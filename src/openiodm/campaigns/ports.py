@@ -14,7 +14,6 @@ from openiodm.campaigns.model import (
     Counters,
     LogEntry,
     NewCampaign,
-    PackageKey,
     Policy,
     Upgrade,
 )
@@ -22,6 +21,7 @@ from openiodm.campaigns.rollout import Standing, Transition
 from openiodm.campaigns.states import CampaignStatus, UpgradeState
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
+from openiodm.packages.model import PackageKey
 from openiodm.scheduler.model import JobRows
 
 ProductKey = NewType("ProductKey", int)

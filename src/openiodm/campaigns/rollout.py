@@ -10,10 +10,11 @@ from enum import Enum
 import msgspec
 
 from openiodm.campaigns import texts
-from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, LogEntry, PackageKey, UpgradeKey
+from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, LogEntry, UpgradeKey
 from openiodm.campaigns.states import FINAL, GRANTED, UpgradeEvent, UpgradeState, next_upgrade_state
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
+from openiodm.packages.model import PackageKey
 
 MAX_DETAIL = 1024  # characters of a device's own words in `detail`
 

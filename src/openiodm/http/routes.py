@@ -41,13 +41,17 @@ class Needs(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request, parsed. `query` and `body` are of the types that the route declares (None where it has none)."""
+    """One request, parsed. `query` and `body` are of the types that the route declares (None where it has none).
+
+    `raw` is what `body` was parsed from, for those who digest it.
+    """
 
     request: Request
     actor: Actor | None
     path: Mapping[str, str]
     query: Any
     body: Any
+    raw: bytes = b""
 
     @property
     def caller(self) -> Actor:
@@ -148,6 +152,8 @@ def parse_query(request: Request, into: type[msgspec.Struct], bad_input: Callabl
     for key, value in request.query_params.multi_items():
         if key in values:
             raise Refusal(bad_input(key), f"{key} is given twice", field=key)
+        if NUL in value:
+            raise Refusal(bad_input(key), f"{key} holds a NUL", field=key)
         values[key] = value
     try:
         return msgspec.convert(values, into, strict=False)
@@ -209,10 +215,11 @@ class _Path:
             if NUL in request.scope["path"]:
                 raise Refusal(Reason.BAD_INPUT, "the path holds a NUL")
             query = None if route.query is None else parse_query(request, route.query, route.bad_input)
-            body = None
+            body, raw = None, b""
             if route.body is not None:
-                body = parse_json(await read_body(request), route.body, route.bad_input)
-            result = await route.handler(Call(request, actor, request.path_params, query, body))
+                raw = await read_body(request)
+                body = parse_json(raw, route.body, route.bad_input)
+            result = await route.handler(Call(request, actor, request.path_params, query, body, raw))
         except Refusal as refusal:
             log.info("request_refused", path=request.url.path, reason=refusal.reason, field=refusal.field)
             return self._edge.refusal(refusal, request)

@@ -11,7 +11,7 @@ import msgspec
 
 from openiodm.access.model import ApplicationKey
 from openiodm.campaigns import texts
-from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, PackageKey, UpgradeKey
+from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, UpgradeKey
 from openiodm.campaigns.ports import (
     CampaignDesk,
     CampaignRow,
@@ -24,6 +24,7 @@ from openiodm.campaigns.rollout import Standing
 from openiodm.campaigns.states import COUNTER_OF, FINAL, CampaignStatus, Counter, UpgradeState
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
+from openiodm.packages.model import PackageKey
 from openiodm.storage.engine import InsertMany, Row, Tx, UniqueViolation, UpdateMany
 
 MAX_LOG_ENTRIES = 1000  # of one attempt
@@ -471,7 +472,8 @@ class CampaignRows:
 
     async def package_lives(self, campaign: CampaignKey) -> bool:
         """See the port."""
-        sql = "SELECT p.deleted_at IS NULL FROM campaign c JOIN package p ON p.id = c.package_id WHERE c.id = $1"
+        sql = """SELECT p.deleted_at IS NULL FROM campaign c JOIN package p ON p.id = c.package_id
+        WHERE c.id = $1 FOR SHARE OF p"""
         return bool(await self._tx.fetchval(sql, campaign))
 
     async def begin_round(self, campaign: CampaignKey, *, reopened: bool) -> None:

@@ -1,7 +1,8 @@
 """Rows of devices. Lists run on a snapshot of their own: a filtered count may read every row of an application."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,6 +22,11 @@ from openiodm.devices.model import (
 from openiodm.storage.engine import Database, InsertMany, Reader, Row, Tx, UniqueViolation, UpdateMany
 from openiodm.storage.groups import GROUP_COLUMNS, GroupRows, group_of
 from openiodm.storage.products import product_key
+
+SLICE = 100
+"""Rows written in one go before others have their turn."""
+
+_T = TypeVar("_T")
 
 _DEVICE = """
 SELECT d.id, d.device_id, d.node_id, d.name, d.protocol_type, d.fw_version, d.sw_version, d.attributes, d.info,
@@ -84,10 +90,6 @@ GROUP BY node_id
 """
 _NODE_IDS_TAKEN = """
 SELECT node_id FROM device WHERE application_id = $1 AND node_id = ANY($2::text[]) AND deleted_at IS NULL
-"""
-_VERIFY_CODES_TAKEN = """
-SELECT verify_code FROM device
-WHERE verify_code = ANY($1::text[]) AND verify_code IS NOT NULL AND deleted_at IS NULL
 """
 _UPDATE = "UPDATE device SET name = $2, protocol_type = $3, info = $4, modified_at = $5 WHERE id = $1"
 _SET_CREDENTIALS = """
@@ -201,18 +203,18 @@ class DeviceRows(GroupRows, DeviceReads):
     async def insert_devices(
         self, application: ApplicationKey, devices: Sequence[PreparedDevice], now: Instant
     ) -> None:
-        """All that are free in one statement; one by one where another server was faster with one of them."""
-        node_ids = await self.node_ids_taken(application, [d.new.node_id for d in devices])
-        codes = [d.verify_code for d in devices]
-        verify_codes = {row[0] for row in await self._tx.fetch(_VERIFY_CODES_TAKEN, codes)}
-        free = [d for d in devices if d.new.node_id not in node_ids and d.verify_code not in verify_codes]
-        rows = await self._rows(application, free, now)
+        """At once, since mostly all are free; one by one where they are not."""
+        rows = await self._rows(application, devices, now)
         try:
             async with self._tx.savepoint():
-                await self._tx.insert_many(_INSERT_MANY, rows)
+                for part in _slices(rows):
+                    await self._tx.insert_many(_INSERT_MANY, part)
+                    await asyncio.sleep(0)
         except UniqueViolation:
-            for row in rows:
-                await self._tx.execute(_INSERT, *row)
+            for part in _slices(rows):
+                for row in part:
+                    await self._tx.execute(_INSERT, *row)
+                await asyncio.sleep(0)
 
     async def device_ids_present(self, device_ids: Sequence[str]) -> frozenset[str]:
         """By the unique index."""
@@ -330,12 +332,19 @@ class DeviceRows(GroupRows, DeviceReads):
         return row is not None
 
     async def touch(self, seen: Sequence[tuple[DeviceKey, Instant, str]]) -> None:
-        """One statement."""
-        await self._tx.update_many(_TOUCH, seen)
+        """In slices."""
+        for part in _slices(seen):
+            await self._tx.update_many(_TOUCH, part)
+            await asyncio.sleep(0)
 
     async def activate(self, devices: Sequence[DeviceKey]) -> None:
         """One statement."""
         await self._tx.execute(_ACTIVATE, list(devices))
+
+
+def _slices(rows: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """SQLite works on the event loop: between two slices, polls have their turn."""
+    return (rows[start : start + SLICE] for start in range(0, len(rows), SLICE))
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ PAGE_SIZE, PAGE_SIZE_MOST = 25, 250
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Imsi = Annotated[str, Meta(max_length=64)]
-Psk = Annotated[str, Meta(pattern="^([0-9a-fA-F]{8,32})?$", max_length=32)]
+Psk = Annotated[str, Meta(pattern=r"^([0-9a-fA-F]{8,32})?$(?!\n)", max_length=32)]
 Location = Annotated[str, Meta(max_length=1024)]
 Timeout = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 

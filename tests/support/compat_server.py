@@ -92,10 +92,15 @@ class Server:
     async def application(self, name: str = "app") -> "App":
         """A new application, logged in."""
         credentials = await self.access.create_application(name)
-        login = await self.access.login(credentials.app_id, credentials.secret)
         actor = (await self.access_queries.application(credentials.app_id)).actor
-        client = self.client(app_key=actor.app_id, Authorization=f"Bearer {login.access_token}")
-        return App(actor, credentials.secret, client)
+        app = App(actor, credentials.secret, self.client(app_key=actor.app_id))
+        await self.log_in(app)
+        return app
+
+    async def log_in(self, app: "App") -> None:
+        """Again, once time has passed."""
+        login = await self.access.login(app.app_id, app.secret)
+        app.http.headers["Authorization"] = f"Bearer {login.access_token}"
 
 
 class App:

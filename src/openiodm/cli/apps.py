@@ -1,0 +1,162 @@
+"""`openiodm app`: applications, for whoever runs the server. Straight on the database, also beside a running server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from openiodm.cli import options, tables
+from openiodm.cli.failure import USAGE, Failure
+from openiodm.cli.serve import database_errors, load_settings
+from openiodm.cli.tables import field
+
+if TYPE_CHECKING:
+    from openiodm.app import Rooms
+    from openiodm.settings import Settings
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    no_args_is_help=True, help="Applications, on the database itself: create, list, rotate, gateway-token."
+)
+
+COLUMNS: tuple[tables.Column, ...] = (
+    ("name", field("name")),
+    ("app id", field("appId")),
+    ("target tokens", field("targetTokens")),
+    ("gateway tokens", field("gatewayTokens")),
+    ("frozen", field("frozen")),
+)
+
+AppId = Annotated[str, typer.Argument(metavar="APP_ID")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    config: options.ConfigFile = None,
+    database: options.Database = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Create an application and show its secret, once."""
+    made = create_application(load_settings(config, database, data_dir), name)
+    _print(made, as_json=as_json)
+
+
+@app.command("list")
+def list_(
+    config: options.ConfigFile = None,
+    database: options.Database = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """List all applications, oldest first."""
+
+    async def read(rooms: "Rooms") -> list[dict[str, Any]]:
+        return [
+            {
+                "appId": a.app_id,
+                "name": a.name,
+                "targetTokens": a.target_tokens,
+                "gatewayTokens": a.gateway_tokens,
+                "frozen": a.frozen,
+            }
+            for a in await rooms.access_queries.applications()
+        ]
+
+    found = with_rooms(load_settings(config, database, data_dir), read)
+    if as_json:
+        tables.print_json(found)
+    else:
+        tables.print_table(found, COLUMNS)
+
+
+@app.command()
+def rotate(
+    app_id: AppId,
+    config: options.ConfigFile = None,
+    database: options.Database = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Give an application a new secret, shown once, and end its logins."""
+
+    async def change(rooms: "Rooms") -> dict[str, Any]:
+        credentials = await rooms.access.rotate_secret(app_id)
+        return {"appId": credentials.app_id, "secret": credentials.secret}
+
+    _print(with_rooms(load_settings(config, database, data_dir), change), as_json=as_json)
+
+
+@app.command("gateway-token")
+def gateway_token(
+    app_id: AppId,
+    name: Annotated[str, typer.Option("--name", help="What the token is for.")],
+    device_type: Annotated[str, typer.Option("--device-type")],
+    model: Annotated[str, typer.Option("--model")],
+    manufacturer: Annotated[str, typer.Option("--manufacturer")],
+    config: options.ConfigFile = None,
+    database: options.Database = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Make a token that many devices share, and show it, once.
+
+    Devices that register themselves with it become devices of this product.
+    """
+    from openiodm.access.model import Product
+
+    product = Product(device_type, model, manufacturer)
+
+    async def make(rooms: "Rooms") -> dict[str, Any]:
+        actor = (await rooms.access_queries.application(app_id)).actor
+        kept, token = await rooms.access.create_gateway_token(actor, name, product)
+        return {"tokenId": str(kept.key), "name": name, "token": token}
+
+    _print(with_rooms(load_settings(config, database, data_dir), make), as_json=as_json)
+
+
+def create_application(settings: "Settings", name: str) -> dict[str, str]:
+    """A new application: appId, name, secret."""
+
+    async def make(rooms: "Rooms") -> dict[str, str]:
+        credentials = await rooms.access.create_application(name)
+        return {"appId": credentials.app_id, "name": name, "secret": credentials.secret}
+
+    return with_rooms(settings, make)
+
+
+def with_rooms(settings: "Settings", use: "Callable[[Rooms], Awaitable[T]]") -> T:
+    """What `use` gives on the database's rooms.
+
+    Raises:
+        Failure: the server's rules refuse it, or the database cannot be opened.
+    """
+    from openiodm import logs
+    from openiodm.app import StartError, open_rooms
+    from openiodm.errors import Refusal
+
+    logs.configure("warning", settings.log_format)
+
+    async def run() -> T:
+        async with open_rooms(settings) as rooms:
+            return await use(rooms)
+
+    try:
+        return asyncio.run(run())
+    except Refusal as refusal:
+        at = f", {refusal.field}" if refusal.field else ""
+        raise Failure(f"{refusal.detail} ({refusal.reason}{at})") from refusal
+    except StartError as error:
+        raise Failure(str(error), USAGE) from error
+    except database_errors() as error:
+        raise Failure(f"cannot open the database: {error}", USAGE) from error
+
+
+def _print(made: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        tables.print_json(made)
+    else:
+        tables.print_fields(made.items())

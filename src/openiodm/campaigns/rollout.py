@@ -11,7 +11,7 @@ import msgspec
 
 from openiodm.campaigns import texts
 from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, LogEntry, UpgradeKey
-from openiodm.campaigns.states import FINAL, GRANTED, UpgradeEvent, UpgradeState, next_upgrade_state
+from openiodm.campaigns.states import FINAL, UpgradeEvent, UpgradeState, next_upgrade_state
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.packages.model import PackageKey
@@ -179,12 +179,12 @@ def _asks(s: Standing) -> bool:
 
 
 def offers_bytes(s: Standing) -> bool:
-    """May the device have the package now? Not before its grant, not once stopped unless already installing."""
+    """May the device have the package now? From its grant to its result; after a stop only if it installs already."""
     if s.state is S.CANCELLING:
         return s.halted_in is S.INSTALLING
-    if s.state not in GRANTED:
-        return False
-    return s.open or s.state is S.INSTALLING
+    if s.state is S.INSTALLING:
+        return True
+    return s.open and s.state in (S.OFFERED, S.DOWNLOADING, S.DOWNLOADED)
 
 
 def step(s: Standing, what: What, now: Instant) -> Step:

@@ -189,6 +189,8 @@ class Client:
         try:
             while piece := response.read1(DOWNLOAD_PIECE):
                 yield piece
+            if response.length:  # announced and never sent: `read1` keeps quiet about it
+                raise http.client.IncompleteRead(b"", response.length)
         except (OSError, http.client.HTTPException) as error:
             raise Failure(f"the answer of {self.url} broke off: {error}") from error
         finally:

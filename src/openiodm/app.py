@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ from openiodm.storage.writer import Lane, Writer
 CLOCK_SWEEP_S = 1.0
 CLOCK_SWEEP_DEVICES = 500  # whose phase clock ran out, handled at once
 CLEAN_UP_S = 60.0
+SWITCH_INTERVAL_S = 0.0005  # a thread that computes (hashing an upload) must not starve the loop of the GIL
 KEEP_ALIVE_S = 75  # longer than the polls' default interval, so that a device keeps its connection
 
 log = structlog.get_logger(__name__)
@@ -188,6 +190,7 @@ def _build(settings: Settings, database: Database, clock: Clock, writer: Writer[
         quick=writer.run,
         slow=lambda command: writer.run(command, Lane.CHUNK),
         handlers=campaign_jobs.handlers(database.engine),
+        alone=database.engine == "sqlite",
     )
     campaigns = CampaignCommands(writer, clock, _clocks(settings), desk, scheduler.wake, Lane.STOP)
     reads = SqlCampaignReads(database)
@@ -384,7 +387,7 @@ async def _background(rooms: Rooms) -> AsyncIterator[None]:
     ]
     if isinstance(rooms.clock, DatabaseClock):
         periodics.append(Periodic("clock", 60.0, rooms.clock.measure))
-    rooms.scheduler.start()
+    await rooms.scheduler.start()
     rooms.last_seen.start()
     for periodic in periodics:
         periodic.start()
@@ -497,6 +500,7 @@ def _owned(settings: Settings) -> Iterator[None]:
 
 async def serve(settings: Settings, started: Callable[[Rooms], Any] | None = None) -> None:
     """Runs a server until SIGINT or SIGTERM, then answers what it has taken and ends."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -9,6 +9,8 @@ import pytest
 from tests.conftest import ManualClock
 from tests.support.server import BASE, FIRMWARE, World, build_world
 
+from openiodm.northbound.compat.times import format_time
+
 
 @pytest.fixture
 async def world(database_url: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[World]:
@@ -501,3 +503,32 @@ async def test_a_silent_device_times_out_and_the_task_says_so(world: World) -> N
     world.advance(world.rooms.settings.download_clock_s)
     await world.run_jobs()
     assert (await world.status(task), await world.counters(task)) == ("failed", {"timeout": 1})
+
+
+async def test_a_device_named_like_anothers_id_is_not_mistaken_for_it(world: World) -> None:
+    (first,) = await world.register("dev1")
+    (second,) = await world.register(first)  # its node id is the other's device id
+    task = await world.create_task([first, second])
+    await world.rooms.campaigns.stop_device(world.actor, task, first)
+    states = {
+        u.device_id: u.state.value for u in (await world.rooms.campaign_queries.upgrades(world.actor, task, 0, 10))[1]
+    }
+    assert states == {first: "stop", second: "wait"}
+
+
+async def test_a_repeated_create_is_answered_as_the_first_even_when_its_window_has_begun(world: World) -> None:
+    (device,) = await world.register("dev1")
+    start, end = (world.clock.now() + s * 1000 for s in (10, 3610))
+    body = {
+        "fileId": world.file_id,
+        "targets": {"devices": [device]},
+        "policy": {"executeType": "custom", "startTime": format_time(start), "endTime": format_time(end)},
+    }
+    url = "/iodm/northbound/v1.5.0/operations/firmwareUpgrade"
+    headers = {**await world.login(), "Idempotency-Key": "k1"}
+    first = await world.http.post(url, headers=headers, json=body)
+    world.advance(600)
+    again = await world.http.post(url, headers=headers, json=body)
+    assert (first.status_code, again.json()) == (200, first.json())
+    other = await world.http.post(url, headers=headers, json={**body, "policy": None})
+    assert (other.status_code, other.json()["error_code"]) == (400, "120015")

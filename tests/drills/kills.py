@@ -28,6 +28,7 @@ from tests.support.process import Northbound, Server, free_port, fresh_database,
 
 END_WITHIN_S = 240.0
 SEED = 7
+SECONDS_A_KILL = 2.5  # of campaign: about a second of work, and the restart
 
 
 @dataclass
@@ -88,7 +89,7 @@ def _fleet(url: str, token: str, devices: int, kills: int) -> Fleet:
         url,
         profiles,
         seed=SEED,
-        pace=Pace(poll_seconds=max(2.0, kills * 0.9), backoff_first=0.1, backoff_most=1.0),
+        pace=Pace(poll_seconds=kills * SECONDS_A_KILL, backoff_first=0.1, backoff_most=1.0),
         max_connections=48,
         ramp_seconds=4,
     )
@@ -124,6 +125,9 @@ async def _check_rows(url: str, fleet: Fleet) -> list[str]:
 async def _check_the_end(report: Report, fleet: Fleet, url: str) -> None:
     report.wrong += await _check_rows(url, fleet)
     report.wrong += fleet.violations()
+    last = report.states_at_kills[-1]
+    if not last["wait"] + last["processing"]:
+        report.wrong.append("the campaign was over before the last kill: this drill shows too little")
     sums, stats = report.task["staResult"], fleet.stats
     said = {"success": stats.succeeded, "fail": stats.failed}
     if {name: sums[name] for name in said} != said or sums["total"] != report.devices:

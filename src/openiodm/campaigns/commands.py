@@ -110,11 +110,7 @@ class CampaignCommands:
             return None
         earlier = await work.campaigns.idempotent(actor.application, key)
         assert earlier is not None
-        if earlier[0] != request_hash:
-            raise Refusal(
-                Reason.IDEMPOTENCY_KEY_REUSED, "this key came with another request before", field="Idempotency-Key"
-            )
-        return earlier[1]
+        return asked.idempotency.answered(*earlier)
 
     async def _first_jobs(self, work: Work, key: CampaignKey, policy: Policy, clocks: Clocks, now: Instant) -> None:
         begin = now if policy.window_start is None else Instant(max(now, policy.window_start))

@@ -9,6 +9,7 @@ import msgspec
 from openiodm.access.model import ApplicationKey, Product
 from openiodm.campaigns.states import CampaignStatus, UpgradeState
 from openiodm.clock import Instant
+from openiodm.errors import Reason, Refusal
 
 CampaignKey = NewType("CampaignKey", int)  # row ids: never shown
 UpgradeKey = NewType("UpgradeKey", int)
@@ -76,6 +77,17 @@ class IdempotencyKey:
 
     key: str
     request_hash: str
+
+    def answered(self, request_hash: str, operation_id: str) -> str:
+        """The earlier answer for a repeat of the earlier request.
+
+        Raises:
+            Refusal: IDEMPOTENCY_KEY_REUSED; it was another request.
+        """
+        if request_hash != self.request_hash:
+            detail = "this key came with another request before"
+            raise Refusal(Reason.IDEMPOTENCY_KEY_REUSED, detail, field="Idempotency-Key")
+        return operation_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,6 +261,10 @@ class CampaignList(Protocol):
 class CampaignReads(Protocol):
     """Queries outside a transaction, each a key lookup or a bounded range."""
 
+    async def idempotent(self, application: ApplicationKey, key: str) -> tuple[str, str] | None:
+        """(request hash, operationId) of an earlier request with that key."""
+        ...
+
     async def one(self, application: ApplicationKey, operation_id: str) -> Campaign | None:
         """A campaign of the application."""
         ...

@@ -4,7 +4,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from openiodm.access.model import Actor
-from openiodm.campaigns.model import Campaign, CampaignFilter, CampaignKind, Change, Counters, Upgrade
+from openiodm.campaigns.model import (
+    Campaign,
+    CampaignFilter,
+    CampaignKind,
+    Change,
+    Counters,
+    IdempotencyKey,
+    Upgrade,
+)
 from openiodm.campaigns.ports import CampaignList, CampaignReads
 from openiodm.campaigns.states import COUNTER_OF, CampaignStatus, Counter, UpgradeState
 from openiodm.clock import Clock, Instant
@@ -45,6 +53,17 @@ class CampaignQueries:
         if campaign is None:
             raise Refusal(Reason.CAMPAIGN_UNKNOWN, "no such task", field="operationId")
         return campaign
+
+    async def created_with(self, actor: Actor, asked: IdempotencyKey | None) -> str | None:
+        """The operationId that this very request was answered before.
+
+        Asked before the rest of a repeated request is looked at: what was right then may be too late now.
+
+        Raises:
+            Refusal: IDEMPOTENCY_KEY_REUSED; the key came with another request.
+        """
+        earlier = None if asked is None else await self._reads.idempotent(actor.application, asked.key)
+        return None if asked is None or earlier is None else asked.answered(*earlier)
 
     async def page(
         self,

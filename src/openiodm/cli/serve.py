@@ -1,7 +1,6 @@
 """`openiodm serve`: the server, and what its very first start shows."""
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from openiodm.settings import Settings
 
 FIRST_APPLICATION = "default"
-SWITCH_INTERVAL_S = 0.0005  # how long a busy thread may keep the event loop's from going on
 
 
 def load_settings(config: Path | None, database: str | None, data_dir: Path | None, **overrides: Any) -> "Settings":
@@ -89,7 +87,6 @@ def serve(
     from openiodm import app, logs
 
     logs.configure(settings.log_level, settings.log_format)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     begun = False
 

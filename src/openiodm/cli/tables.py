@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 NOTHING = "-"
+WIDEST = 100_000  # characters: no table is
 
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], Any]]
@@ -64,16 +65,28 @@ def size(octets: int | None) -> str:
 
 
 def print_table(rows: Iterable[Row], columns: Sequence[Column], *, caption: str = "") -> None:
-    """A table; without a terminal it is as wide as it needs to be, so that nothing is cut off in a file."""
+    """A table. One that is too wide for the terminal is shown as a block for each row; a file has no width."""
     from rich.box import SIMPLE_HEAD
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, caption=caption or None, caption_justify="left", show_edge=False)
+    shown = [[(title, read(row)) for title, read in columns] for row in rows]
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for title, _ in columns:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(_plain(cell(read(row))) for _, read in columns))
-    _console(columns, table).print(table)
+        table.add_column(title, no_wrap=True)
+    for cells in shown:
+        table.add_row(*(Text(cell(value)) for _, value in cells))  # never markup: names may hold brackets
+    console = Console(highlight=False)
+    width = max(1, console.measure(table, options=console.options.update(width=WIDEST)).maximum)
+    if shown and console.is_terminal and width > console.width:
+        for cells in shown:
+            print_fields(cells)
+            print()
+    else:
+        Console(highlight=False, width=width).print(table)
+    if caption:
+        print(caption)
 
 
 def print_fields(pairs: Iterable[tuple[str, Any]]) -> None:
@@ -97,19 +110,3 @@ def print_line(value: Any) -> None:
 def note(text: str) -> None:
     """A remark, to stderr."""
     print(text, file=sys.stderr)
-
-
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)  # never markup: names may hold brackets
-
-
-def _console(columns: Sequence[Column], table: Any) -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if console.is_terminal:
-        return console
-    wide = Console(highlight=False, width=100_000)
-    return Console(highlight=False, width=max(wide.measure(table).maximum, 1))

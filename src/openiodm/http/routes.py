@@ -149,7 +149,10 @@ def field_of(error: msgspec.ValidationError) -> str | None:
 def parse_query(request: Request, into: type[msgspec.Struct], bad_input: Callable[[str | None], Reason]) -> Any:
     """Each parameter at most once; text is turned into the struct's types; unknown names are ignored."""
     values: dict[str, str] = {}
+    known = {field.encode_name for field in msgspec.structs.fields(into)}
     for key, value in request.query_params.multi_items():
+        if key not in known:
+            continue
         if key in values:
             raise Refusal(bad_input(key), f"{key} is given twice", field=key)
         if NUL in value:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from openiodm.clock import Instant
 
-LEASE_MS = 30_000  # a server that does not come back within this has lost its job
+LEASE_MS = 15_000  # a server that does not come back within this has lost its job
 BACKOFF_MS = (1_000, 5_000, 15_000, 60_000, 300_000)
 
 
@@ -64,6 +64,10 @@ class JobRows(Protocol):
 
     async def postpone(self, job: Job, due_at: Instant, failures: int) -> None:
         """Gives the lease back; due again at `due_at`."""
+        ...
+
+    async def release(self, owner: str | None) -> int:
+        """Frees the leases of `owner` (None: of everybody); how many."""
         ...
 
     async def remove(self, kind: str, subject: int) -> None:

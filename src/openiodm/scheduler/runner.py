@@ -31,9 +31,20 @@ class Scheduler:
     """Runs jobs of this server until it is closed.
 
     `slow` and `quick` submit a command to the writer: steps of jobs go the slow way, so that they queue behind devices.
+    `alone`: no other server shares the database, so leases that are there at the start belong to nobody alive.
     """
 
-    def __init__(self, owner: str, clock: Clock, quick: Command, slow: Command, handlers: Mapping[str, JobHandler]):
+    def __init__(
+        self,
+        owner: str,
+        clock: Clock,
+        quick: Command,
+        slow: Command,
+        handlers: Mapping[str, JobHandler],
+        *,
+        alone: bool,
+    ) -> None:
+        self._alone = alone
         self._owner = owner
         self._clock = clock
         self._quick = quick
@@ -44,8 +55,10 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begins; the tasks belong to this object and end in `close`."""
+        if self._alone:
+            await self._release(None)
         self._loop = asyncio.create_task(self._run(), name="scheduler")
 
     def wake(self) -> None:
@@ -53,13 +66,20 @@ class Scheduler:
         self._wake.set()
 
     async def close(self) -> None:
-        """Lets every running step commit, then ends. What is left is due again when its lease is over."""
+        """Lets every running step commit, then ends. What is left is free for whoever comes next."""
         self._closing = True
         self._wake.set()
         if self._loop is not None:
             await self._loop
         if self._tasks:
             await asyncio.gather(*self._tasks)
+        await self._release(self._owner)
+
+    async def _release(self, owner: str | None) -> None:
+        async def release(work: HasJobs) -> int:
+            return await work.jobs.release(owner)
+
+        await self._quick(release)
 
     async def _run(self) -> None:
         while not self._closing:

@@ -31,6 +31,8 @@ FROM campaign c JOIN campaign_counters k ON k.campaign_id = c.id
 """
 _ONE = _CAMPAIGN + "WHERE c.application_id = $1 AND c.operation_id = $2"
 
+IDEMPOTENT = "SELECT request_hash, operation_id FROM idempotency WHERE application_id = $1 AND key = $2"
+
 _UPGRADE = """
 SELECT u.ordinal, u.public_id, d.device_id, d.node_id, u.state, u.round, u.action_id, u.source_version,
   CASE WHEN c.kind = 'firmware_upgrade' THEN d.fw_version ELSE d.sw_version END AS current_version,
@@ -51,7 +53,7 @@ _AFTER_STATES = (
 _UPGRADE_ID = """
 SELECT u.id FROM upgrade u JOIN device d ON d.id = u.device_id
 WHERE u.campaign_id = $1 AND d.application_id = (SELECT application_id FROM campaign WHERE id = $1)
-  AND (d.device_id = $2 OR d.node_id = $2) ORDER BY u.id DESC LIMIT 1
+  AND (d.device_id = $2 OR d.node_id = $2) ORDER BY d.device_id = $2 DESC, u.id DESC LIMIT 1
 """
 _DUE = "SELECT device_id FROM upgrade WHERE due_at <= $1 ORDER BY due_at LIMIT $2"
 
@@ -118,6 +120,11 @@ class SqlCampaignReads:
         """See the port."""
         r = await self._db.fetchrow(_ONE, application, operation_id)
         return None if r is None else campaign_of(r)
+
+    async def idempotent(self, application: ApplicationKey, key: str) -> tuple[str, str] | None:
+        """See the port."""
+        r = await self._db.fetchrow(IDEMPOTENT, application, key)
+        return None if r is None else (r[0], r[1])
 
     async def upgrades_page(
         self, campaign: Campaign, states: Sequence[UpgradeState] | None, number: int, size: int

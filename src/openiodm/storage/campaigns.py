@@ -25,6 +25,7 @@ from openiodm.campaigns.states import COUNTER_OF, FINAL, CampaignStatus, Counter
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.packages.model import PackageKey
+from openiodm.storage.campaign_reads import IDEMPOTENT
 from openiodm.storage.engine import InsertMany, Row, Tx, UniqueViolation, UpdateMany
 
 MAX_LOG_ENTRIES = 1000  # of one attempt
@@ -284,11 +285,7 @@ class CampaignRows:
 
     async def idempotent(self, application: ApplicationKey, key: str) -> tuple[str, str] | None:
         """See the port."""
-        r = await self._tx.fetchrow(
-            "SELECT request_hash, operation_id FROM idempotency WHERE application_id = $1 AND key = $2",
-            application,
-            key,
-        )
+        r = await self._tx.fetchrow(IDEMPOTENT, application, key)
         return None if r is None else (r[0], r[1])
 
     async def forget(self, before: Instant) -> int:
@@ -615,7 +612,7 @@ class CampaignRows:
         r = await self._tx.fetchrow(
             "SELECT d.id, u.finished_at IS NULL FROM upgrade u JOIN device d ON d.id = u.device_id "
             "WHERE u.campaign_id = $1 AND d.application_id = (SELECT application_id FROM campaign WHERE id = $1) "
-            "AND (d.device_id = $2 OR d.node_id = $2) ORDER BY u.id DESC LIMIT 1",
+            "AND (d.device_id = $2 OR d.node_id = $2) ORDER BY d.device_id = $2 DESC, u.id DESC LIMIT 1",
             campaign,
             device,
         )

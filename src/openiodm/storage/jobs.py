@@ -24,6 +24,10 @@ _ADVANCE = "UPDATE job SET cursor = $3, lease_until = $4, failures = 0 WHERE id 
 _POSTPONE = """
 UPDATE job SET due_at = $3, failures = $4, owner = NULL, lease_until = NULL WHERE id = $1 AND epoch = $2
 """
+_RELEASE = """
+UPDATE job SET owner = NULL, lease_until = NULL, epoch = epoch + 1
+WHERE owner IS NOT NULL AND (owner = $1 OR CAST($1 AS text) IS NULL)
+"""
 _REMOVE = "DELETE FROM job WHERE kind = $1 AND subject = $2"
 
 
@@ -55,6 +59,10 @@ class JobRows:
     async def postpone(self, job: Job, due_at: Instant, failures: int) -> None:
         """Gives it back."""
         await self._tx.execute(_POSTPONE, job.id, job.epoch, due_at, failures)
+
+    async def release(self, owner: str | None) -> int:
+        """Frees leases; whoever held one finds its epoch gone."""
+        return await self._tx.execute(_RELEASE, owner)
 
     async def remove(self, kind: str, subject: int) -> None:
         """Deletes it."""

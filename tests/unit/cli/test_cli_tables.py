@@ -82,3 +82,18 @@ def test_ndjson_is_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     tables.print_line({"a": "x\ny"})
     tables.print_line([1])
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [{"a": "x\ny"}, [1]]
+
+
+@pytest.mark.parametrize(("columns", "as_blocks"), [(40, True), (100, False)])
+def test_a_table_that_is_too_wide_for_a_terminal_is_shown_as_blocks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int, as_blocks: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    rows = [{"a": "x" * 30, "b": "y" * 30}, {"a": "1", "b": None}]
+    tables.print_table(rows, [("first", tables.field("a")), ("second", tables.field("b"))], caption="2 in all")
+    out = capsys.readouterr().out
+    assert ("first   " + "x" * 30 in out) is as_blocks
+    assert ("second  -" in out) is as_blocks
+    assert out.endswith("2 in all\n")

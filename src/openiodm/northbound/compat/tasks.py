@@ -266,13 +266,11 @@ class _Operations:
         return await self._create(call, CampaignKind.FIRMWARE)
 
     async def _create(self, call: Call, kind: CampaignKind) -> CreateAnswer:
-        asked = new_campaign(
-            call.body,
-            kind,
-            now=self._clock.now(),
-            read_time=parse_time,
-            idempotency=idempotency_key(call.request.headers, kind, call.raw),
-        )
+        key = idempotency_key(call.request.headers, kind, call.raw)
+        earlier = await self._queries.created_with(call.caller, key)
+        if earlier is not None:
+            return CreateAnswer(earlier)
+        asked = new_campaign(call.body, kind, now=self._clock.now(), read_time=parse_time, idempotency=key)
         return CreateAnswer(await self._commands.create(call.caller, asked))
 
     async def list_operations(self, call: Call) -> OperationList:

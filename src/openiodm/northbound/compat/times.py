@@ -10,7 +10,8 @@ _FORM = re.compile(r"[0-9]{8}T[0-9]{6}Z", re.ASCII)
 
 def format_time(at: Instant) -> str:
     """`20151212T121212Z`; a fraction of a second is cut."""
-    return datetime.fromtimestamp(at // 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
+    iso = datetime.fromtimestamp(at // 1000, UTC).isoformat()  # 2015-12-12T12:12:12+00:00
+    return f"{iso[:4]}{iso[5:7]}{iso[8:13]}{iso[14:16]}{iso[17:19]}Z"
 
 
 def format_time_or_none(at: Instant | None) -> str | None:

@@ -395,16 +395,19 @@ class _Tasks:
 
     async def create_task(self, call: Call) -> Any:
         body: CreateTaskBody = call.body
-        asked = new_campaign(
-            body,
-            body.kind,
-            now=self._clock.now(),
-            read_time=read_moment,
-            confirmation=body.confirmation,
-            clocks=None if body.clocks is None else _clocks(body.clocks, self._clocks),
-            idempotency=idempotency_key(call.request.headers, body.kind, call.raw),
-        )
-        operation_id = await self._commands.create(call.caller, asked)
+        key = idempotency_key(call.request.headers, body.kind, call.raw)
+        operation_id = await self._queries.created_with(call.caller, key)
+        if operation_id is None:
+            asked = new_campaign(
+                body,
+                body.kind,
+                now=self._clock.now(),
+                read_time=read_moment,
+                confirmation=body.confirmation,
+                clocks=None if body.clocks is None else _clocks(body.clocks, self._clocks),
+                idempotency=key,
+            )
+            operation_id = await self._commands.create(call.caller, asked)
         response = json_response(_task(await self._queries.one(call.caller, operation_id)), 201)
         response.headers["Location"] = f"{PATH}/{operation_id}"
         return response

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     TOKEN_INVALID = "token-invalid"
     APPLICATION_FROZEN = "application-frozen"
     APPLICATION_UNKNOWN = "application-unknown"
+    GATEWAY_TOKEN_UNKNOWN = "gateway-token-unknown"
     THROTTLED = "throttled"
     # packages
     PACKAGE_UNKNOWN = "package-unknown"
@@ -80,6 +81,7 @@ KIND_OF: dict[Reason, Kind] = {
     Reason.TOKEN_INVALID: Kind.UNAUTHENTICATED,
     Reason.APPLICATION_FROZEN: Kind.FORBIDDEN,
     Reason.APPLICATION_UNKNOWN: Kind.NOT_FOUND,
+    Reason.GATEWAY_TOKEN_UNKNOWN: Kind.NOT_FOUND,
     Reason.THROTTLED: Kind.THROTTLED,
     Reason.PACKAGE_UNKNOWN: Kind.NOT_FOUND,
     Reason.PACKAGE_IN_USE: Kind.CONFLICT,

@@ -3,35 +3,55 @@
 Half of the identifiers in paths are those of things that exist, so that more than "404" is looked at.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
-
-from openiodm import __version__
-from openiodm.app import Front, native_routes
-from openiodm.northbound.native.devices import PATH_SCHEMAS
-from openiodm.northbound.native.openapi import native_document
-from openiodm.settings import load
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from tests.conftest import ManualClock
 from tests.support.server import World, build_world
 from tests.support.threaded import LoopThread
 
+from openiodm import __version__
+from openiodm.app import Front, Rooms, native_routes
+from openiodm.northbound.native.devices import PATH_SCHEMAS
+from openiodm.northbound.native.openapi import native_document
+from openiodm.settings import load
+
 DOCUMENT = "/api/v1/openapi.json"
 EXAMPLES = 20  # an operation, beside those that the coverage phase derives from the schemas
-ROOMS = (
-    "packages package_queries devices device_queries groups group_queries access access_queries campaigns campaign_queries clock"
-).split()
-# Whose bodies or queries have rules that a schema does not say, so that valid requests are refused with 400.
+# Rules that no schema of a single member can say: a request that follows every schema may still be refused with these.
 RULES_BEYOND_SCHEMAS = {
+    # What a SOTA zip says of itself need not be in the query; of any other file it must. A digest fits its bytes.
+    "POST /api/v1/packages": {"bad-input": {"name", "version", "deviceType", "model", "manufacturerName"}},
+    # A group's devices are named by one list or by the other.
+    "POST /api/v1/groups": {"bad-input": {"nodeIds"}},
+    "POST /api/v1/groups/{group}/devices": {"bad-input": {"nodeIds"}},
+    "DELETE /api/v1/groups/{group}/devices": {"bad-input": {"nodeIds"}},
+    # Either devices or groups with their product; a window needs its two moments.
+    "POST /api/v1/tasks": {
+        "targets-missing": {"targets"},
+        "targets-both": {"targets"},
+        "target-manufacturer-missing": {"manufacturerName"},
+        "target-device-type-missing": {"deviceType"},
+        "target-model-missing": {"model"},
+        "window-bad": {"startTime", "endTime"},
+        "retry-times-bad": {"retryTimes"},
+        # The published contract has a code of its own for a null there, so that msgspec must let it pass.
+        "execute-type-bad": {"executeType"},
+    },
 }
 THINGS = 40  # of each kind: some are deleted on the way
+
+
+@schemathesis.serializer("application/x-ndjson")
+def as_it_is(_context: Any, value: Any) -> dict[str, Any]:
+    return {"data": value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")}
 
 
 class Address:
@@ -44,7 +64,7 @@ class Address:
         await self.app(scope, receive, send)
 
 
-@dataclass
+@dataclasses.dataclass
 class Target:
     document: dict[str, Any]  # as served
     headers: dict[str, str]
@@ -53,7 +73,8 @@ class Target:
 
 def described() -> dict[str, Any]:
     """The document of the routes as `app` wires them; no room is asked to do anything for that."""
-    rooms: Any = SimpleNamespace(settings=load(environ={}), **dict.fromkeys(ROOMS))
+    fields = dict.fromkeys(f.name for f in dataclasses.fields(Rooms))
+    rooms: Any = SimpleNamespace(**{**fields, "settings": load(environ={})})
     return native_document(native_routes(rooms), __version__, PATH_SCHEMAS)
 
 
@@ -62,7 +83,9 @@ KNOWN: dict[str, list[str]] = {}
 native = schemathesis.openapi.from_dict(described())
 native.app = ADDRESS
 native.config.seed = 1
-native.config.generation.update(with_security_parameters=False)  # the test sends the token
+# The test sends the token. A NUL, which PostgreSQL cannot hold, is refused in any text and no schema says so.
+native.config.generation.update(with_security_parameters=False, allow_x00=False)
+native.config.checks.positive_data_acceptance.expected_statuses.append("410")  # as good a reason as 404 and 409
 
 
 def existing(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +141,27 @@ async def _fill(world: World) -> tuple[dict[str, str], dict[str, list[str]]]:
     return headers, {"device": devices, "group": groups, "tokenId": tokens, "fileId": files, "operationId": tasks}
 
 
+def whole(value: Any) -> Any:
+    """1.0 is JSON Schema's integer and not ours: it is sent as 1."""
+    if isinstance(value, dict):
+        return {k: whole(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [whole(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def excluded_checks(case: Any, response: schemathesis.Response) -> list[Any]:
+    label = case.operation.label
+    if label == "POST /api/v1/devices/bulk":
+        return [negative_data_rejection]  # its lines are refused one by one, in an answer that is 200 as a whole
+    if response.status_code == 400:
+        problem = response.json()
+        fields = RULES_BEYOND_SCHEMAS.get(label, {}).get(problem["reason"], ())
+        if problem["field"] in fields:
+            return [positive_data_acceptance]
+    return []
+
+
 @native.parametrize()
 @settings(
     max_examples=EXAMPLES,
@@ -128,10 +172,11 @@ async def _fill(world: World) -> tuple[dict[str, str], dict[str, list[str]]]:
     suppress_health_check=list(HealthCheck),
 )
 def test_every_answer_is_as_the_document_says(case: Any, target: Target) -> None:
-    if case.meta.generation.mode.is_positive and case.path_parameters:
+    if case.meta.generation.mode.is_positive:
         case.path_parameters = existing(case.path_parameters)
-    excluded = [positive_data_acceptance] if case.operation.label in RULES_BEYOND_SCHEMAS else []
-    case.call_and_validate(headers=target.headers, excluded_checks=excluded)
+        case.body = whole(case.body)
+    response = case.call(headers=target.headers)
+    case.validate_response(response, excluded_checks=excluded_checks(case, response), headers=target.headers)
 
 
 def test_the_document_that_is_served_is_the_one_that_was_tested(target: Target) -> None:

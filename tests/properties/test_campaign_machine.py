@@ -96,7 +96,7 @@ class Watched:
 
 def scheduler(core: Core, server: Mortal, failures: list[BaseException]) -> Scheduler:
     handlers = {k: Watched(h, failures) for k, h in campaign_jobs.handlers(core.database.engine).items()}
-    return Scheduler("test", core.clock, server.quick, server.slow, handlers)
+    return Scheduler("test", core.clock, server.quick, server.slow, handlers, alone=False)
 
 
 class Campaigns(RuleBasedStateMachine):

@@ -65,9 +65,9 @@ async def _collect(app: Callable[..., Awaitable[None]], scope: Any, body: bytes)
     sent: list[Any] = []
 
     async def receive() -> Any:
-        if received:
-            return received.pop()
-        await asyncio.Event().wait()  # a client that stays
+        if not received:
+            await asyncio.Event().wait()  # a client that stays
+        return received.pop()
 
     async def send(message: Any) -> None:
         sent.append(message)

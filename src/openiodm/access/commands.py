@@ -166,12 +166,12 @@ class AccessCommands:
         """Devices that come with it are refused from now on.
 
         Raises:
-            Refusal: BAD_INPUT when the application has no such token, or it was revoked.
+            Refusal: GATEWAY_TOKEN_UNKNOWN; the application has no such token, or it was revoked.
         """
 
         async def revoke(work: AccessWork) -> None:
             if not await work.access.revoke_gateway_token(actor.application, token, self._clock.now()):
-                raise Refusal(Reason.BAD_INPUT, "there is no such gateway token", field="token")
+                raise Refusal(Reason.GATEWAY_TOKEN_UNKNOWN, "there is no such gateway token")
 
         await self._writer.run(revoke)
 

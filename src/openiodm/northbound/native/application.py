@@ -110,6 +110,7 @@ def routes(commands: AccessCommands, queries: AccessQueries) -> list[Route]:
             "Revoke a gateway token",
             status=204,
             description="Devices that come with it are refused from now on. They stay devices.",
+            refusals=(Reason.GATEWAY_TOKEN_UNKNOWN,),
         ),
     ]
 
@@ -146,7 +147,7 @@ class _Application:
 
 def _key(token_id: str) -> GatewayTokenKey:
     if not (token_id.isascii() and token_id.isdigit() and len(token_id) <= 18):
-        raise Refusal(Reason.BAD_INPUT, "there is no such gateway token", field="tokenId")
+        raise Refusal(Reason.GATEWAY_TOKEN_UNKNOWN, "there is no such gateway token")
     return GatewayTokenKey(int(token_id))
 
 

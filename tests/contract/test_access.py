@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.support.compat_server import LIVES, MovedClock, Server, no, serving
 
 from openiodm.access.flow import MemoryFlow
 from openiodm.access.model import Product, TokenLives, hash_secret
@@ -14,6 +13,7 @@ from openiodm.errors import Reason, Refusal
 from openiodm.northbound.compat.devices import CREDENTIALS, DEVICES
 from openiodm.storage.access import SharedFlow
 from openiodm.storage.engine import Database
+from tests.support.compat_server import LIVES, MovedClock, Server, no, serving
 
 LOGIN = "/iocm/app/sec/v1.1.0/login"
 REFRESH = "/iocm/app/sec/v1.1.0/refreshToken"

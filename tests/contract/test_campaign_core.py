@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.conftest import ManualClock
-from tests.support.core import CLOCKS, LOG, Core, build_core
 
 from openiodm.campaigns import texts
 from openiodm.campaigns.model import Counters, ExecuteType, IdempotencyKey, Policy
@@ -14,6 +12,8 @@ from openiodm.campaigns.states import CampaignStatus, UpgradeEvent, UpgradeState
 from openiodm.clock import Instant
 from openiodm.errors import Reason, Refusal
 from openiodm.storage.engine import Database
+from tests.conftest import ManualClock
+from tests.support.core import CLOCKS, LOG, Core, build_core
 
 S = UpgradeState
 
@@ -432,3 +432,35 @@ async def test_the_list_filters_by_every_attribute_and_by_device(core: Core) -> 
     assert [c.operation_id for c in page] == [second]
     assert await core.queries.page(core.actor, 5, 10) == (2, ())
     assert (await core.queries.page(core.actor, 0, 10, model="none"))[0] == 0
+
+
+async def test_a_repeated_yes_to_a_cancel_is_answered_as_the_first(core: Core) -> None:
+    task = await core.create(await core.add_devices(1))
+    action = await core.grant(1)
+    await core.commands.stop(core.actor, task)
+    await core.run_jobs()
+    yes = CancelAnswer(action, True, LOG)
+    assert (await core.signal(1, yes)).answer is Answer.DONE
+    assert (await core.signal(1, yes)).answer is Answer.DONE
+    assert (await core.signal(1, CancelAnswer(action, False, LOG))).answer is Answer.GONE
+
+
+async def test_a_device_that_is_asked_to_confirm_what_it_already_runs_is_done(core: Core) -> None:
+    task = await core.create(await core.add_devices(1), confirmation=True)
+    await core.contact(1)
+    await core.set_version(1, "V2")
+    await core.contact(1)
+    assert await status(core, task) == ("success", Counters(total=1, success=1))
+
+
+async def test_a_stop_of_a_verifying_device_still_takes_its_version(core: Core) -> None:
+    task = await core.create(await core.add_devices(1))
+    action = await core.grant(1)
+    done = Result(action, True, LOG)
+    await core.signal(1, done)
+    await core.commands.stop(core.actor, task)
+    await core.run_jobs()
+    assert (await core.signal(1, done)).answer is Answer.DONE
+    assert (await status(core, task))[1] == Counters(total=1, processing=1)
+    await core.signal(1, Versions(fw="V2"))
+    assert await status(core, task) == ("stop", Counters(total=1, success=1))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import cbor2
 import pytest
-from tests.conftest import ManualClock
-from tests.support.server import BASE, FIRMWARE, World, build_world
 
 from openiodm.northbound.compat.times import format_time
+from tests.conftest import ManualClock
+from tests.support.server import BASE, FIRMWARE, World, build_world
 
 
 @pytest.fixture

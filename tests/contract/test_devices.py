@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from tests.support.compat_server import App, MovedClock, Server, no, serving
 
 from openiodm.access.model import Product, hash_secret
 from openiodm.clock import HOUR
@@ -15,6 +14,7 @@ from openiodm.errors import Reason, Refusal
 from openiodm.http.routes import Needs
 from openiodm.northbound.compat.devices import CREDENTIALS, DEVICES
 from openiodm.storage.engine import Database
+from tests.support.compat_server import App, MovedClock, Server, no, serving
 
 METER = {"deviceType": "Meter", "model": "M1", "manufacturerName": "Acme"}
 UNKNOWN = (404, "100403")

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.support.compat_server import App, MovedClock, Server, no, serving
 
 from openiodm.clock import DAY
 from openiodm.devices.model import LINGER, BulkRecord, NewDevice, Registered
 from openiodm.northbound.compat.devices import DEVICES
 from openiodm.northbound.compat.groups import ADD, GROUPS, MEMBERS, REMOVE
 from openiodm.storage.engine import Database
+from tests.support.compat_server import App, MovedClock, Server, no, serving
 
 FULL, NAME_TAKEN, UNKNOWN = (200, "100601"), (200, "100602"), (200, "100603")
 BAD, TOO_MANY = (400, "100604"), (400, "100609")

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.conftest import ManualClock
 
 from openiodm.clock import Instant
 from openiodm.scheduler.model import BACKOFF_MS, LEASE_MS, Done, Job, JobHandler, Later, More, Progress
@@ -13,6 +12,7 @@ from openiodm.scheduler.runner import Scheduler
 from openiodm.storage.engine import Database
 from openiodm.storage.jobs import JobRows
 from openiodm.storage.writer import Lane, Writer
+from tests.conftest import ManualClock
 
 
 class Steps:

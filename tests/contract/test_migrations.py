@@ -19,12 +19,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
-from tests.conftest import ENGINES, database_uri
 
 from openiodm.storage import migrations
 from openiodm.storage.migrations.run import upgrade
 from openiodm.storage.open import HEAD, open_database
 from openiodm.storage.tables import metadata
+from tests.conftest import ENGINES, database_uri
 
 SCRIPTS = ScriptDirectory(str(Path(migrations.__file__).parent))
 REVISIONS = [r.revision for r in reversed(list(SCRIPTS.walk_revisions()))]  # oldest first

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.conftest import ManualClock
 from tests.support.server import World, build_world
 

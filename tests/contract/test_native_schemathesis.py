@@ -13,15 +13,15 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
-from tests.conftest import ManualClock
-from tests.support.server import World, build_world
-from tests.support.threaded import LoopThread
 
 from openiodm import __version__
 from openiodm.app import Front, Rooms, native_routes
 from openiodm.northbound.native.devices import PATH_SCHEMAS
 from openiodm.northbound.native.openapi import native_document
 from openiodm.settings import load
+from tests.conftest import ManualClock
+from tests.support.server import World, build_world
+from tests.support.threaded import LoopThread
 
 DOCUMENT = "/api/v1/openapi.json"
 EXAMPLES = 20  # an operation, beside those that the coverage phase derives from the schemas

@@ -13,8 +13,6 @@ import msgspec
 import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 from starlette.requests import Request
-from tests.conftest import ManualClock
-from tests.support.core import CLOCKS, LOG, Core, build_core
 
 from openiodm.access.model import Actor, ApplicationKey
 from openiodm.campaigns.rollout import Progress, Result
@@ -28,6 +26,8 @@ from openiodm.northbound.native import openapi
 from openiodm.northbound.native import tasks as native
 from openiodm.northbound.native.edge import NativeEdge
 from openiodm.storage.engine import Database
+from tests.conftest import ManualClock
+from tests.support.core import CLOCKS, LOG, Core, build_core
 
 CREATED = "20231114T221320Z"  # where the manual clock stands
 HOUR = 3_600_000

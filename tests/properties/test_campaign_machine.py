@@ -25,8 +25,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tests.conftest import ManualClock
-from tests.support.core import CLOCKS, LOG, Core, build_core
 
 from openiodm.campaigns import endings
 from openiodm.campaigns import jobs as campaign_jobs
@@ -40,6 +38,8 @@ from openiodm.scheduler.runner import Scheduler
 from openiodm.storage.engine import Database
 from openiodm.storage.sqlite import SqliteDatabase
 from openiodm.storage.writer import Lane
+from tests.conftest import ManualClock
+from tests.support.core import CLOCKS, LOG, Core, build_core
 
 CHUNK = 2  # rows a step of a job
 MAX_STEPS = 10_000

@@ -162,7 +162,7 @@ class Core:
                     case Later():
                         await work.jobs.postpone(current, progress.due_at, 0)
                     case Done():
-                        await work.jobs.remove(current.kind, current.subject)
+                        await work.jobs.finish(current)
                 return progress
 
             steps += 1

@@ -8,8 +8,8 @@ from openiodm.campaigns.endings import end_if_complete
 from openiodm.campaigns.model import CampaignKey
 from openiodm.campaigns.ports import Work
 from openiodm.campaigns.states import CAMPAIGN_FINAL, GRANTED, UpgradeState
-from openiodm.clock import Instant
-from openiodm.scheduler.model import Done, Job, JobHandler, More, Progress
+from openiodm.clock import SECOND, Instant
+from openiodm.scheduler.model import Done, Job, JobHandler, Later, More, Progress
 
 # Upgrades a transaction. SQLite runs on the event loop (some 20 ms); on PostgreSQL only the commit's latency counts.
 CHUNK = {"sqlite": 1000, "postgresql": 2000}
@@ -90,6 +90,8 @@ class EndWaiting:
         desk = await work.campaigns.look(CampaignKey(job.subject))
         if desk.status in CAMPAIGN_FINAL:
             return Done()
+        if desk.work in ("expanding", "retrying"):  # there may be more to end when that is over
+            return Later(Instant(now + SECOND))
         waiting = [UpgradeState.WAIT]
         moved = await work.campaigns.move_many(desk.key, waiting, self._to, self._cause, self._detail, self._chunk, now)
         if moved:

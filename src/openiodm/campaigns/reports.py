@@ -18,7 +18,7 @@ from openiodm.campaigns import rollout
 from openiodm.campaigns.endings import end_if_complete
 from openiodm.campaigns.model import CampaignKey, LogEntry
 from openiodm.campaigns.ports import CampaignDesk, Moved, Work
-from openiodm.campaigns.rollout import Answer, Progress, Result, Standing, Step, Transition, What
+from openiodm.campaigns.rollout import Answer, CancelAnswer, Progress, Result, Standing, Step, Transition, What
 from openiodm.campaigns.states import COUNTER_OF, CampaignStatus, UpgradeState
 from openiodm.clock import Clock, Instant
 from openiodm.devices.model import DeviceKey
@@ -89,7 +89,7 @@ class ReportDesk:
             step = rollout.step(_fenced(fold.now, desks), signal.what, now)
             fold.take(step)
             answer = step.answer
-            if answer is Answer.GONE and isinstance(signal.what, Result):
+            if answer is Answer.GONE and isinstance(signal.what, Result | CancelAnswer):
                 answer = await self._past(work, signal.device, signal.what, now)
             outcomes.append(Outcome(answer, step.standing))
         await self._write(work, [f.moved() for f in folds.values() if f.changed], desks, now)
@@ -106,7 +106,7 @@ class ReportDesk:
 
     async def _without_upgrade(self, work: Work, signal: Signal, now: Instant) -> Answer:
         what = signal.what
-        if isinstance(what, Result):
+        if isinstance(what, Result | CancelAnswer):
             return await self._past(work, signal.device, what, now)
         action_id = getattr(what, "action_id", None)
         if action_id is None:
@@ -114,8 +114,8 @@ class ReportDesk:
         newest = await work.campaigns.newest_attempt(signal.device)
         return Answer.GONE if 0 < action_id <= newest else Answer.UNKNOWN
 
-    async def _past(self, work: Work, device: DeviceKey, what: Result, now: Instant) -> Answer:
-        """A result for an attempt that is over: the same again is welcome for a while, anything else is too late."""
+    async def _past(self, work: Work, device: DeviceKey, what: Result | CancelAnswer, now: Instant) -> Answer:
+        """The last word on an attempt that is over: the same again is welcome for a while, another is too late."""
         ended = await work.campaigns.ended_as(device, what.action_id)
         if ended is None:
             newest = await work.campaigns.newest_attempt(device)

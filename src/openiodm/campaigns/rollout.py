@@ -6,6 +6,7 @@ way, the log line to keep and the answer for the device. It reads no clock and t
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 import msgspec
 
@@ -55,6 +56,9 @@ class Standing(msgspec.Struct, frozen=True):
     attempt_seq: int
 
 
+PhaseEvent = Literal[UpgradeEvent.DOWNLOAD_STARTED, UpgradeEvent.DOWNLOADED, UpgradeEvent.INSTALL_STARTED]
+
+
 @dataclass(frozen=True, slots=True)
 class Contact:
     """The device is here and could be given something to do."""
@@ -66,7 +70,7 @@ class Progress:
 
     action_id: int
     log: LogEntry
-    event: UpgradeEvent | None = None
+    event: PhaseEvent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,14 @@ def wants_contact(s: Standing, now: Instant) -> bool:
     """Would a contact change anything? If not, a poll needs no write."""
     if s.state is not S.WAIT or not may_go(s, now):
         return False
-    return not (_asks(s) and s.action_id is not None)
+    return s.action_id is None or not _asks(s) or _settled(s)
+
+
+def _settled(s: Standing) -> bool:
+    """Does the device's version decide it, whatever else?"""
+    return s.version is not None and (
+        s.version == s.target_version or (bool(s.source_versions) and s.version not in s.source_versions)
+    )
 
 
 def asks_confirmation(s: Standing, now: Instant) -> bool:
@@ -254,8 +265,8 @@ def _result(s: Standing, what: Result, now: Instant) -> Step:
         return Step(s, repeated(s.state, what))
     if s.state is S.WAIT:
         return Step(s, Answer.UNKNOWN)
-    if s.state is S.VERIFYING and what.success:
-        return Step(s, log=what.log)
+    if what.success and (s.state is S.VERIFYING or s.halted_in is S.VERIFYING):
+        return Step(s, log=what.log)  # said before; what counts now is the version
     if not what.success:
         event = E.EXPIRED if what.timed_out and s.state is not S.CANCELLING else E.FAILED
         detail = (what.detail or texts.UPDATE_FAILED)[:MAX_DETAIL]
@@ -267,8 +278,10 @@ def _result(s: Standing, what: Result, now: Instant) -> Step:
     return _move(s, E.INSTALLED, now, "device", log=what.log)
 
 
-def repeated(recorded: UpgradeState, what: Result) -> Answer:
-    """A result for an attempt that has ended: the same again is fine, another one is too late."""
+def repeated(recorded: UpgradeState, what: Result | CancelAnswer) -> Answer:
+    """The last word on an attempt that has ended: the same again is fine, another one is too late."""
+    if isinstance(what, CancelAnswer):
+        return Answer.DONE if recorded is S.STOP and what.accepted else Answer.GONE
     same = recorded is S.SUCCESS if what.success else recorded in (S.FAIL, S.TIMEOUT)
     return Answer.DONE if same else Answer.GONE
 

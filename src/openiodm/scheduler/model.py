@@ -70,8 +70,12 @@ class JobRows(Protocol):
         """Frees the leases of `owner` (None: of everybody); how many."""
         ...
 
+    async def finish(self, job: Job) -> None:
+        """The leased job is over, unless its own last step made it due again."""
+        ...
+
     async def remove(self, kind: str, subject: int) -> None:
-        """It is over or no longer wanted."""
+        """It is no longer wanted, whoever holds it."""
         ...
 
 

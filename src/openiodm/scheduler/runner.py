@@ -147,7 +147,7 @@ class Scheduler:
             case Later():
                 await work.jobs.postpone(job, progress.due_at, 0)
             case Done():
-                await work.jobs.remove(job.kind, job.subject)
+                await work.jobs.finish(job)
         return progress
 
     async def _back_off(self, job: Job) -> None:

@@ -28,6 +28,7 @@ _RELEASE = """
 UPDATE job SET owner = NULL, lease_until = NULL, epoch = epoch + 1
 WHERE owner IS NOT NULL AND (owner = $1 OR CAST($1 AS text) IS NULL)
 """
+_FINISH = "DELETE FROM job WHERE id = $1 AND epoch = $2"
 _REMOVE = "DELETE FROM job WHERE kind = $1 AND subject = $2"
 
 
@@ -63,6 +64,10 @@ class JobRows:
     async def release(self, owner: str | None) -> int:
         """Frees leases; whoever held one finds its epoch gone."""
         return await self._tx.execute(_RELEASE, owner)
+
+    async def finish(self, job: Job) -> None:
+        """Deletes it by its epoch, which `put` has raised if it is due again."""
+        await self._tx.execute(_FINISH, job.id, job.epoch)
 
     async def remove(self, kind: str, subject: int) -> None:
         """Deletes it."""

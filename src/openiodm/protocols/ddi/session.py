@@ -14,6 +14,7 @@ from openiodm.campaigns.model import CampaignKind, LogEntry
 from openiodm.campaigns.rollout import (
     CancelAnswer,
     Confirmation,
+    PhaseEvent,
     Progress,
     Result,
     Standing,
@@ -114,7 +115,7 @@ def may_download(contacted: Contacted, file_id: str, filename: str) -> bool:
     )
 
 
-_PHASE = {
+_PHASE: dict[Execution, PhaseEvent] = {
     Execution.DOWNLOAD: UpgradeEvent.DOWNLOAD_STARTED,
     Execution.DOWNLOADED: UpgradeEvent.DOWNLOADED,
 }

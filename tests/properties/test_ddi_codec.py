@@ -8,8 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openiodm.clock import Instant
-from openiodm.protocols.ddi import codec
-from openiodm.protocols.ddi.codec import ConfigData, DdiFormatError, Execution, Feedback, Finished, Media, Mode
+from openiodm.protocols.ddi import codec, negotiation
+from openiodm.protocols.ddi.codec import ConfigData, DdiFormatError, Execution, Feedback, Finished, Mode
+from openiodm.protocols.ddi.negotiation import Media
 from openiodm.protocols.ddi.ranges import RANGES, Answer, Span, content_disposition, parse_range, plan
 
 DECODERS = [
@@ -123,9 +124,9 @@ def test_kept_details_are_bounded_and_storable(details: list[str]) -> None:
 @given(st.text(st.characters(max_codepoint=255), max_size=60))
 @example('"a", W/"b"')
 def test_any_header_text_is_answered(text: str) -> None:
-    codec.choose_media(text)
-    codec.media_of(text)
-    codec.match_etag(text, '"a"')
+    negotiation.choose_media(text)
+    negotiation.media_of(text)
+    negotiation.match_etag(text, '"a"')
     content_disposition(text)
     for name in ("range", "if-range", "if-match", "if-none-match"):
         assert plan({name: text, "range": text}, 10, '"a"', Instant(0)).status in (200, 206, 304, 412, 416)

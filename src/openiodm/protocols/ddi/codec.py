@@ -1,4 +1,4 @@
-"""Bytes to values and back for the hawkBit DDI v1 contract: bodies, answers, media types, entity tags.
+"""Bytes to values and back for the hawkBit DDI v1 contract: the bodies of requests and answers.
 
 Nothing here opens, awaits or decides; which links a device gets is the session's business. Every decoder
 raises `DdiFormatError` and nothing else, whatever the bytes. Unknown members are ignored everywhere (the
@@ -8,7 +8,6 @@ never write null.
 The words of the contract stay here: `execution`, `finished`, `bApp`, `cancelAction` and their kind.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -19,6 +18,7 @@ import cbor2
 import msgspec
 
 from openiodm.clock import Instant
+from openiodm.protocols.ddi.negotiation import Media
 
 BODY_BYTES: Final = 512 * 1024
 """Largest request body that is looked at, in bytes; 100 attributes of full length, all escaped, fit in it."""
@@ -45,12 +45,9 @@ SLEEP_SECONDS_MAX: Final = 24 * 3600 - 1
 ACTION_ID_MAX: Final = 2**31 - 1
 """Largest action id that may be offered: SWUpdate reads it into a C int."""
 
-_ACCEPT_RANGES: Final = 32  # media ranges of one Accept header that are looked at
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ACTION_ID: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _COUNT: Final = re.compile(r"[+-]?[0-9]{1,9}", re.ASCII)
-_QUALITY: Final = re.compile(r"0?\.[0-9]+|[01](\.[0-9]*)?", re.ASCII)
-_ENTITY_TAG: Final = re.compile(r'(W/)?"([^"]*)"|([^\s,"]+)')
 
 _Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 _T = TypeVar("_T")
@@ -66,19 +63,6 @@ class InvalidAttributes(DdiFormatError):
 
 class TooManyAttributes(DdiFormatError):
     """More than `ATTRIBUTES` keys in one configData body: 429 `..quota.tooManyEntries`."""
-
-
-class Media(StrEnum):
-    """The media types of the contract, the preferred one first; HAL is read as JSON."""
-
-    HAL = "application/hal+json"
-    JSON = "application/json"
-    CBOR = "application/cbor"
-
-    @property
-    def content_type(self) -> str:
-        """The value of the Content-Type header of an answer."""
-        return f"{self.value};charset=utf-8" if self is Media.HAL else self.value
 
 
 class Execution(StrEnum):
@@ -639,77 +623,3 @@ def encode_feedback(feedback: Feedback, media: Media) -> bytes:
 def encode_config_data(config: ConfigData, media: Media) -> bytes:
     """The body a device sends as configData: the inverse of `decode_config_data`, for simulated devices."""
     return _write({"mode": config.mode, "data": config.data}, media)
-
-
-# Entity tags and media types.
-
-
-def etag_of(body: bytes) -> str:
-    """A strong entity tag of an answer: a quoted hash of its bytes (RFC 9110, 8.8.3)."""
-    return f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
-
-
-def match_etag(header: str | None, etag: str, *, strong: bool = False) -> bool:
-    """Whether a list of entity tags, as in If-None-Match and If-Match, names `etag` or is `*`.
-
-    Weak comparison, or `strong` (a weak tag never matches; RFC 9110, 8.8.3.2). A tag sent without its quotes
-    is taken as meant: hawkBit compares the bare SHA-1.
-    """
-    if header is None:
-        return False
-    if header in (etag, "*"):
-        return True
-    opaque = etag.removeprefix("W/").strip('"')
-    return header.strip() == "*" or any(
-        (quoted or bare) == opaque and not (strong and weak) for weak, quoted, bare in _ENTITY_TAG.findall(header)
-    )
-
-
-@lru_cache(maxsize=64)
-def choose_media(accept: str | None) -> Media | None:
-    """The media type of the answer, or None for 406 (RFC 9110, 12.5.1).
-
-    The highest quality wins, then the more exact media range, then the earlier one, then HAL before JSON
-    before CBOR. Without the header HAL is sent. A bare `*` (older Java clients) is `*/*`; a range that cannot
-    be read is skipped.
-    """
-    if accept is None or not accept.strip():
-        return Media.HAL
-    wanted = [
-        (*found, position)
-        for position, text in enumerate(accept.split(",", _ACCEPT_RANGES)[:_ACCEPT_RANGES])
-        if (found := _media_range(text)) is not None
-    ]
-    best = max(Media, key=lambda media: _rank(media, wanted))
-    return best if _rank(best, wanted)[0] > 0 else None
-
-
-def _media_range(text: str) -> tuple[str, float] | None:
-    """A media range in lower case and its quality, or None when it cannot be read."""
-    name, *parameters = (piece.strip().lower() for piece in text.split(";"))
-    quality = 1.0
-    for parameter in parameters:
-        key, _, value = parameter.partition("=")
-        if key.strip() == "q":
-            if _QUALITY.fullmatch(value.strip()) is None:
-                return None
-            quality = min(float(value), 1.0)
-    return name, quality
-
-
-def _rank(media: Media, wanted: Sequence[tuple[str, float, int]]) -> tuple[float, int, int]:
-    """Quality, exactness and (negative) position of the most exact range that covers a media type."""
-    covering: Mapping[str, int] = {"*": 0, "*/*": 0, "application/*": 1, media.value: 3}
-    if media is Media.HAL:
-        covering = {**covering, "application/*+json": 2}
-    found = [(covering[name], -position, quality) for name, quality, position in wanted if name in covering]
-    if not found:
-        return 0.0, 0, 0
-    exactness, place, quality = max(found)
-    return quality, exactness, place
-
-
-def media_of(content_type: str | None) -> Media | None:
-    """How a request body is to be read: JSON, CBOR, or None for 415; parameters such as charset do not count."""
-    name = (content_type or "").partition(";")[0].strip().lower()
-    return Media(name) if name in (Media.JSON, Media.CBOR) else None

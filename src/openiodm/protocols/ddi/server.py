@@ -22,8 +22,9 @@ from openiodm.clock import Clock, Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.errors import Reason, Refusal
 from openiodm.protocols.ddi import codec, ranges, session
-from openiodm.protocols.ddi.codec import DdiFormatError, ErrorCode, Media
+from openiodm.protocols.ddi.codec import DdiFormatError, ErrorCode
 from openiodm.protocols.ddi.download import send_pieces
+from openiodm.protocols.ddi.negotiation import Media, choose_media, etag_of, match_etag, media_of
 from openiodm.protocols.ddi.session import Base
 from openiodm.protocols.port import Contacted, Credential, DeviceDirectory, KnownDevice
 
@@ -362,7 +363,7 @@ class DdiServer:
 
     async def _activate_auto_confirm(self, request: _Request, caller: _Caller) -> None:
         raw = await _read(request)
-        wish = codec.decode_auto_confirm(raw, codec.media_of(request.headers.get("content-type")))
+        wish = codec.decode_auto_confirm(raw, media_of(request.headers.get("content-type")))
         if not await self._devices.set_auto_confirm(caller.device.key, wish):
             raise _Answer(409, ErrorCode.AUTO_CONFIRM_ACTIVE, "auto-confirmation is active already")
         await _reply(request, 200)
@@ -458,14 +459,14 @@ def _operations(path: tuple[str, ...]) -> dict[str, Handler] | None:
 
 
 def _accepted(request: _Request) -> Media:
-    media = codec.choose_media(request.headers.get("accept"))
+    media = choose_media(request.headers.get("accept"))
     if media is None:
         raise _Answer(406)
     return media
 
 
 async def _body(request: _Request) -> tuple[bytes, Media]:
-    media = codec.media_of(request.headers.get("content-type"))
+    media = media_of(request.headers.get("content-type"))
     if media is None:
         raise _Answer(415)
     return await _read(request), media
@@ -495,9 +496,9 @@ def _query(query: str, name: str) -> str | None:
 
 
 async def _cacheable(request: _Request, body: bytes, media: Media) -> None:
-    etag = codec.etag_of(body)
+    etag = etag_of(body)
     headers = {"etag": etag, "vary": "Accept"}
-    if codec.match_etag(request.headers.get("if-none-match"), etag):
+    if match_etag(request.headers.get("if-none-match"), etag):
         await _reply(request, 304, headers=headers)
         return
     await _reply(request, 200, body, media.content_type, headers)

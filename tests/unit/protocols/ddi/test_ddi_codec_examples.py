@@ -6,7 +6,7 @@ import cbor2
 import pytest
 
 from openiodm.clock import Instant
-from openiodm.protocols.ddi import codec
+from openiodm.protocols.ddi import codec, negotiation
 from openiodm.protocols.ddi.codec import (
     ActionHistory,
     Artifact,
@@ -26,13 +26,13 @@ from openiodm.protocols.ddi.codec import (
     Handling,
     InstalledBase,
     InvalidAttributes,
-    Media,
     Mode,
     Part,
     Poll,
     TooManyAttributes,
     Window,
 )
+from openiodm.protocols.ddi.negotiation import Media
 
 BASE = "https://ota.example/default/controller/v1/dev1"
 
@@ -506,8 +506,8 @@ def test_every_error_code_has_a_status() -> None:
 
 
 def test_an_entity_tag_is_quoted_and_changes_with_the_body() -> None:
-    tag = codec.etag_of(b"a")
-    assert tag == codec.etag_of(b"a") != codec.etag_of(b"b")
+    tag = negotiation.etag_of(b"a")
+    assert tag == negotiation.etag_of(b"a") != negotiation.etag_of(b"b")
     assert tag[0] == tag[-1] == '"'
     assert '"' not in tag[1:-1]
 
@@ -531,12 +531,12 @@ def test_an_entity_tag_is_quoted_and_changes_with_the_body() -> None:
     ],
 )
 def test_if_none_match_compares_weakly(header: str | None, matches: bool) -> None:
-    assert codec.match_etag(header, '"abc"') is matches
+    assert negotiation.match_etag(header, '"abc"') is matches
 
 
 def test_a_weak_tag_never_matches_strongly() -> None:
-    assert not codec.match_etag('W/"abc"', '"abc"', strong=True)
-    assert codec.match_etag('W/"abc", "abc"', '"abc"', strong=True)
+    assert not negotiation.match_etag('W/"abc"', '"abc"', strong=True)
+    assert negotiation.match_etag('W/"abc", "abc"', '"abc"', strong=True)
 
 
 # Media types (RFC 9110, 12.5.1)
@@ -569,7 +569,7 @@ def test_a_weak_tag_never_matches_strongly() -> None:
     ],
 )
 def test_the_media_type_is_negotiated(accept: str | None, chosen: Media | None) -> None:
-    assert codec.choose_media(accept) is chosen
+    assert negotiation.choose_media(accept) is chosen
 
 
 def test_the_content_type_of_hal_names_its_charset() -> None:
@@ -594,4 +594,4 @@ def test_the_content_type_of_hal_names_its_charset() -> None:
     ],
 )
 def test_a_request_body_is_json_or_cbor(content_type: str | None, media: Media | None) -> None:
-    assert codec.media_of(content_type) is media
+    assert negotiation.media_of(content_type) is media

@@ -313,7 +313,7 @@ def main() -> int:
     options.rounds, options.devices, options.seconds = (1, 200, 3) if quick else (3, 1000, 10)
     options.megabytes, options.downloads = (20, 10) if quick else (100, 10)
     commands: list[str] = []
-    everyone: list[Server] = [OursServer(60054, commands), GoosebitServer(60053, commands)]
+    everyone: list[Server] = [OursServer(18054, commands), GoosebitServer(18053, commands)]
     servers = [server for server in everyone if options.only in (None, server.name)]
     began = time.monotonic()
     for server in servers:

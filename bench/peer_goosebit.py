@@ -105,7 +105,7 @@ class GoosebitServer(Server):
 
 def main() -> int:
     what = sys.argv[1] if len(sys.argv) == 2 else ""
-    peer = GoosebitServer(60053, [])
+    peer = GoosebitServer(18053, [])
     if what not in ("setup", "serve"):
         print(__doc__)
         return 2

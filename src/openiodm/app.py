@@ -9,11 +9,11 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import uvicorn
@@ -77,9 +77,12 @@ CLOCK_SWEEP_S = 1.0
 CLOCK_SWEEP_DEVICES = 500  # whose phase clock ran out, handled at once
 CLEAN_UP_S = 60.0
 SWITCH_INTERVAL_S = 0.0005  # a thread that computes (hashing an upload) must not starve the loop of the GIL
+READY_WITHIN_S = 5.0
 KEEP_ALIVE_S = 75  # longer than the polls' default interval, so that a device keeps its connection
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class StartError(Exception):
@@ -155,6 +158,16 @@ class _DdiDevices:
         self._rooms.last_seen.seen(device, address, activated=activated)
 
 
+class _Alone:
+    """The writer for what locks many devices: with commits of its own, as chunks of jobs have."""
+
+    def __init__(self, writer: Writer[Work]) -> None:
+        self._writer = writer
+
+    async def run(self, command: Callable[[Any], Awaitable[T]]) -> T:
+        return await self._writer.run(command, Lane.CHUNK)
+
+
 @asynccontextmanager
 async def open_rooms(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Rooms]:
     """Opens the database and the package store, builds every room, and closes them in reverse order.
@@ -216,7 +229,7 @@ def _build(settings: Settings, database: Database, clock: Clock, writer: Writer[
         campaign_queries=CampaignQueries(reads, SqlCampaignList(database), clock),
         campaign_reads=reads,
         told=ToldCommands(writer, clock, _attribute_keys(settings), campaigns),
-        last_seen=LastSeen(writer, clock, settings.last_seen_flush_s),
+        last_seen=LastSeen(_Alone(writer), clock, settings.last_seen_flush_s),
         files=files,
         scheduler=scheduler,
     )
@@ -312,12 +325,12 @@ class Front:
             await json_response({"error": "not found"}, 404)(scope, receive, send)
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """`/healthz`: the process answers. `/readyz`: the database does too, and the writer works."""
+        """`/healthz`: the process answers. `/readyz`: the database does too, and takes what is written."""
         if Request(scope).url.path == "/healthz":
             await json_response({"status": "ok"})(scope, receive, send)
             return
         try:
-            await asyncio.wait_for(self._rooms.writer.run(_nothing), 5)
+            await asyncio.wait_for(self._rooms.writer.run(self._empty_write), READY_WITHIN_S)
             await self._rooms.database.fetchval("SELECT 1")
         except Exception as error:
             log.warning("not_ready", error=type(error).__name__)
@@ -325,9 +338,9 @@ class Front:
             return
         await json_response({"status": "ready"})(scope, receive, send)
 
-
-async def _nothing(_work: Work) -> None:
-    """A command that does nothing: it shows that the writer commits."""
+    async def _empty_write(self, work: Work) -> None:
+        """On a full disk reads go on: only a commit that is written shows that reports can be taken."""
+        await work.tx.fetch(self._rooms.database.empty_write)
 
 
 def _ddi(rooms: Rooms) -> DdiServer:

@@ -23,6 +23,10 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     return event
 
 
+# Both of structlog's own ways to show a trace print every frame's variables, and with them tokens and secrets.
+_traces = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+
+
 def configure(level: str, log_format: str) -> None:
     """Sets up structlog, and the standard library's logging (uvicorn, asyncio) to go the same way, to stderr."""
     shared: list[Any] = [
@@ -32,9 +36,10 @@ def configure(level: str, log_format: str) -> None:
         redact,
     ]
     if log_format == "json":
-        renderer: list[Any] = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        renderer: list[Any] = [_traces, structlog.processors.JSONRenderer()]
     else:
-        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        plain = structlog.dev.plain_traceback
+        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, *renderer],

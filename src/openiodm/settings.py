@@ -8,6 +8,7 @@ the start with the setting's name.
 import os
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     device_url: str = ""
     """Base URL that devices reach us at, for the links they are given; empty: as they addressed us."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses whose X-Forwarded-* and X-Controller-Id headers are believed."""
+    """Addresses whose X-Forwarded-Proto, X-Forwarded-Host and X-Forwarded-For headers are believed."""
 
     token_life_s: Seconds = 3600
     """Life of an access token, told as `expiresIn`."""
@@ -90,7 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A device silent for this long is OFFLINE."""
 
     group_errors_as_4xx: bool = False
-    """Group and device errors that the contract shows with HTTP 200 get a 4xx status instead."""
+    """Group errors that the contract shows with HTTP 200 get a 4xx status instead."""
     shutdown_grace_s: Seconds = 10
     """How long a stopping server waits for requests under way."""
     log_level: str = "info"
@@ -160,10 +161,14 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         if name.endswith("_file") and name.removesuffix("_file") in SECRETS:
             name = name.removesuffix("_file")
+            if PREFIX + name.upper() in environ:
+                raise SettingsError(f"{variable}: {PREFIX}{name.upper()} is given too")
             try:
                 text = Path(text).read_text("utf-8").strip()
             except OSError as error:
                 raise SettingsError(f"{variable}: {error.strerror}: {text}") from error
+            except UnicodeDecodeError as error:
+                raise SettingsError(f"{variable}: {text} is not UTF-8") from error
         if name not in known:
             raise SettingsError(f"{variable}: there is no such setting")
         values[name] = [part.strip() for part in text.split(",") if part.strip()] if name in lists else text
@@ -186,5 +191,10 @@ def _check(settings: Settings) -> None:
         raise SettingsError(f"log_format: expected console or json, got {settings.log_format!r}")
     if settings.device_offline_after_s <= settings.device_abnormal_after_s:
         raise SettingsError("device_offline_after_s: must be more than device_abnormal_after_s")
+    for proxy in settings.trusted_proxies:
+        try:
+            ip_address(proxy)
+        except ValueError as error:
+            raise SettingsError(f"trusted_proxies: expected IP addresses, got {proxy!r}") from error
     if settings.device_url and not settings.device_url.startswith(("http://", "https://")):
         raise SettingsError("device_url: expected http://... or https://...")

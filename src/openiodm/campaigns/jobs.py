@@ -55,6 +55,7 @@ class Sweep:
         cancel = UpgradeState.CANCELLING
         if await rows.move_many(key, _CANCELLABLE, cancel, "operator", texts.STOPPED, self._chunk, now, due):
             return More()
+        await rows.lock([key])
         await rows.set_work(key, "idle")
         return Done()
 
@@ -71,6 +72,7 @@ class RetryRound:
         last = await work.campaigns.retry_many(key, job.cursor, self._chunk, now)
         if last is not None:
             return More(last)
+        await work.campaigns.lock([key])
         await work.campaigns.set_work(key, "idle")
         await end_if_complete(work, key, now)
         return Done()
@@ -96,6 +98,8 @@ class EndWaiting:
         moved = await work.campaigns.move_many(desk.key, waiting, self._to, self._cause, self._detail, self._chunk, now)
         if moved:
             return More()
+        if (await work.campaigns.lock([desk.key]))[desk.key].work == "retrying":  # since it was looked at
+            return Later(Instant(now + SECOND))
         await end_if_complete(work, desk.key, now)
         return Done()
 

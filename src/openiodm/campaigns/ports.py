@@ -271,8 +271,8 @@ class CampaignReads(Protocol):
 
     async def upgrades_page(
         self, campaign: Campaign, states: Sequence[UpgradeState] | None, number: int, size: int
-    ) -> Sequence[Upgrade]:
-        """Newest first; `states` None = all."""
+    ) -> tuple[Counters, Sequence[Upgrade]]:
+        """Newest first, with the counters of the same moment; `states` None = all."""
         ...
 
     async def upgrades_after(

@@ -90,13 +90,11 @@ class CampaignQueries:
         `states` must be whole counters (or None for all): the total is theirs.
         """
         campaign = await self.one(actor, operation_id)
-        if states is None:
-            total = campaign.counters.total
-        else:
-            total = sum(getattr(campaign.counters, c.value) for c in {COUNTER_OF[s] for s in states})
+        total = _total(campaign.counters, states)
         if number * size >= total:
             return total, ()
-        return total, await self._reads.upgrades_page(campaign, states, number, size)
+        counters, rows = await self._reads.upgrades_page(campaign, states, number, size)
+        return _total(counters, states), rows
 
     async def upgrades_after(
         self, actor: Actor, operation_id: str, after: int, size: int, states: Sequence[UpgradeState] | None = None
@@ -165,3 +163,9 @@ def why_waiting(campaign: Campaign, u: Upgrade, now: Instant) -> str | None:
     if u.last_seen_at is None:
         return "the device has never been in contact"
     return "the device has not been in contact since"
+
+
+def _total(counters: Counters, states: Sequence[UpgradeState] | None) -> int:
+    if states is None:
+        return counters.total
+    return sum(getattr(counters, c.value) for c in {COUNTER_OF[s] for s in states})

@@ -186,7 +186,7 @@ def parse_json(raw: bytes, into: Any, bad_input: Callable[[str | None], Reason])
     except msgspec.ValidationError as error:
         name = field_of(error)
         raise Refusal(bad_input(name), str(error), field=name) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: nested too deep
         raise Refusal(Reason.BAD_INPUT, f"the body is not JSON: {error}") from error
 
 

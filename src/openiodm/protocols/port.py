@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Protocol
 
 from openiodm.access.model import ApplicationKey, Product
-from openiodm.campaigns.model import CampaignKind, UpgradeKey
+from openiodm.campaigns.model import UpgradeKey
 from openiodm.campaigns.rollout import Standing
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
@@ -68,8 +68,8 @@ class DeviceDirectory(Protocol):
         """The caller, or None when the token fits nobody."""
         ...
 
-    async def installed(self, device: DeviceKey, action_id: int) -> tuple[File, CampaignKind] | None:
-        """The package that attempt `action_id` installed, and as what."""
+    async def installed(self, device: DeviceKey, action_id: int) -> File | None:
+        """The package that attempt `action_id` installed."""
         ...
 
     async def kept_log(self, upgrade: UpgradeKey, action_id: int, entries: int) -> list[str]:

@@ -43,6 +43,10 @@ class Done:
 Progress = More | Later | Done
 
 
+class LeaseLost(Exception):
+    """Somebody ended the job or made it due anew while a step of it ran: the step is undone."""
+
+
 class JobRows(Protocol):
     """What the scheduler needs of storage, within one transaction."""
 
@@ -51,27 +55,30 @@ class JobRows(Protocol):
         ...
 
     async def holds(self, job: Job) -> bool:
-        """Is the lease still ours? Locks the row, so that nobody takes it before this transaction ends."""
+        """Is the lease still ours? Only a look: `advance`, `postpone` and `finish` tell it for good.
+
+        The job's row is the last that a step locks, as it is for everybody who ends a job together with its subject.
+        """
         ...
 
     async def put(self, kind: str, subject: int, due_at: Instant) -> None:
         """Makes the job due at `due_at`, new or not; a lease on it is void."""
         ...
 
-    async def advance(self, job: Job, cursor: int, until: Instant) -> None:
-        """Keeps how far it has come and lengthens the lease."""
+    async def advance(self, job: Job, cursor: int, until: Instant) -> bool:
+        """Keeps how far it has come and lengthens the lease. False: the lease was lost, keep nothing of this step."""
         ...
 
-    async def postpone(self, job: Job, due_at: Instant, failures: int) -> None:
-        """Gives the lease back; due again at `due_at`."""
+    async def postpone(self, job: Job, due_at: Instant, failures: int) -> bool:
+        """Gives the lease back; due again at `due_at`. False as in `advance`."""
         ...
 
     async def release(self, owner: str | None) -> int:
         """Frees the leases of `owner` (None: of everybody); how many."""
         ...
 
-    async def finish(self, job: Job) -> None:
-        """The leased job is over, unless its own last step made it due again."""
+    async def finish(self, job: Job) -> bool:
+        """The leased job is over, unless its own last step made it due again or removed it. False as in `advance`."""
         ...
 
     async def remove(self, kind: str, subject: int) -> None:

@@ -7,10 +7,22 @@ from typing import Any, Protocol
 import structlog
 
 from openiodm.clock import Clock, Instant
-from openiodm.scheduler.model import BACKOFF_MS, LEASE_MS, Done, Job, JobHandler, JobRows, Later, More, Progress
+from openiodm.scheduler.model import (
+    BACKOFF_MS,
+    LEASE_MS,
+    Done,
+    Job,
+    JobHandler,
+    JobRows,
+    Later,
+    LeaseLost,
+    More,
+    Progress,
+)
 
 POLL_S = 0.5  # how late a job may start that another server made due
 LEASES_AT_ONCE = 16
+JOBS_AT_ONCE = 32  # a lease that waits longer than its time for a turn is lost, and its job never comes to an end
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +85,10 @@ class Scheduler:
             await self._loop
         if self._tasks:
             await asyncio.gather(*self._tasks)
-        await self._release(self._owner)
+        try:
+            await self._release(self._owner)
+        except Exception:
+            log.exception("leases_not_released")  # they will run out
 
     async def _release(self, owner: str | None) -> None:
         async def release(work: HasJobs) -> int:
@@ -84,7 +99,8 @@ class Scheduler:
     async def _run(self) -> None:
         while not self._closing:
             try:
-                await self._lease_and_start()
+                if len(self._tasks) < JOBS_AT_ONCE:
+                    await self._lease_and_start()
             except Exception:
                 log.exception("lease_failed")
             try:
@@ -105,19 +121,32 @@ class Scheduler:
         now = self._clock.now()
 
         async def lease(work: HasJobs) -> list[Job]:
-            return list(await work.jobs.lease(now, self._owner, _lease_end(now), LEASES_AT_ONCE))
+            limit = min(LEASES_AT_ONCE, JOBS_AT_ONCE - len(self._tasks))
+            return list(await work.jobs.lease(now, self._owner, _lease_end(now), limit))
 
         leased: list[Job] = await self._quick(lease)
         return leased
 
     async def _lease_and_start(self) -> None:
-        for job in await self._lease():
+        leased = await self._lease()
+        for job in leased:
             task = asyncio.create_task(self._work_off(job), name=f"job:{job.kind}:{job.subject}")
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
+        if len(leased) == LEASES_AT_ONCE:  # there may be more
+            self._wake.set()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if len(self._tasks) >= JOBS_AT_ONCE:  # others may wait for the place
+            self._wake.set()
+        self._tasks.discard(task)
 
     async def _work_off(self, job: Job) -> None:
-        handler = self._handlers[job.kind]
+        handler = self._handlers.get(job.kind)
+        if handler is None:  # a newer server's, on the same database
+            log.warning("job_unknown", kind=job.kind, subject=job.subject)
+            await self._back_off(job)
+            return
         while not self._closing:
             current = job
 
@@ -126,6 +155,9 @@ class Scheduler:
 
             try:
                 progress = await self._slow(one_step)
+            except LeaseLost:
+                log.warning("lease_lost", kind=job.kind, subject=job.subject)
+                return
             except Exception:
                 log.exception("job_failed", kind=job.kind, subject=job.subject, failures=job.failures + 1)
                 await self._back_off(job)
@@ -143,11 +175,13 @@ class Scheduler:
         progress = await handler.run(work, job, now)
         match progress:
             case More():
-                await work.jobs.advance(job, progress.cursor, _lease_end(now))
+                held = await work.jobs.advance(job, progress.cursor, _lease_end(now))
             case Later():
-                await work.jobs.postpone(job, progress.due_at, 0)
+                held = await work.jobs.postpone(job, progress.due_at, 0)
             case Done():
-                await work.jobs.finish(job)
+                held = await work.jobs.finish(job)
+        if not held:
+            raise LeaseLost
         return progress
 
     async def _back_off(self, job: Job) -> None:

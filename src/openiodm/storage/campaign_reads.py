@@ -42,9 +42,12 @@ FROM upgrade u JOIN device d ON d.id = u.device_id JOIN campaign c ON c.id = u.c
 """
 _PAGE_ALL = _UPGRADE + "WHERE u.campaign_id = $1 AND u.ordinal > $2 AND u.ordinal <= $3 ORDER BY u.ordinal DESC"
 _PAGE_STATES = f"""
-{_UPGRADE} JOIN (
-  SELECT id FROM upgrade WHERE campaign_id = $1 AND state = ANY($2::text[]) ORDER BY ordinal DESC LIMIT $3 OFFSET $4
-) AS page ON page.id = u.id ORDER BY u.ordinal DESC
+SELECT k.total, k.wait, k.processing, k.success, k.fail, k.stop, k.timeout, p.*
+FROM campaign_counters k LEFT JOIN (
+  {_UPGRADE} JOIN (
+    SELECT id FROM upgrade WHERE campaign_id = $1 AND state = ANY($2::text[]) ORDER BY ordinal DESC LIMIT $3 OFFSET $4
+  ) AS page ON page.id = u.id
+) AS p ON true WHERE k.campaign_id = $1 ORDER BY p.ordinal DESC
 """
 _AFTER = _UPGRADE + "WHERE u.campaign_id = $1 AND u.ordinal > $2 ORDER BY u.ordinal LIMIT $3"
 _AFTER_STATES = (
@@ -128,15 +131,18 @@ class SqlCampaignReads:
 
     async def upgrades_page(
         self, campaign: Campaign, states: Sequence[UpgradeState] | None, number: int, size: int
-    ) -> Sequence[Upgrade]:
-        """See the port. Ordinals are dense, so an unfiltered page is a range of keys and needs no OFFSET."""
+    ) -> tuple[Counters, Sequence[Upgrade]]:
+        """See the port. Ordinals are dense, so an unfiltered page is a range of keys and needs no OFFSET.
+
+        A filtered page and its counters are one statement, or a total could tell of another moment than its rows.
+        """
         if states is None:
             newest = campaign.counters.total - number * size
             rows = await self._db.fetch(_PAGE_ALL, campaign.key, newest - size, newest)
-        else:
-            names = [s.value for s in states]
-            rows = await self._db.fetch(_PAGE_STATES, campaign.key, names, size, number * size)
-        return [_upgrade_of(r) for r in rows]
+            return campaign.counters, [_upgrade_of(r) for r in rows]
+        names = [s.value for s in states]
+        rows = await self._db.fetch(_PAGE_STATES, campaign.key, names, size, number * size)
+        return _counters_of(rows[0]), [_upgrade_of(r) for r in rows if r["ordinal"] is not None]
 
     async def upgrades_after(
         self, campaign: CampaignKey, after: int, size: int, states: Sequence[UpgradeState] | None
@@ -189,15 +195,16 @@ class SqlCampaignList:
         self._db = database
 
     async def page(self, where: CampaignFilter, number: int, size: int) -> tuple[int, Sequence[Campaign]]:
-        """See the port."""
+        """See the port. One statement, so that the total is of the same moment as the rows."""
         conditions, args = _conditions(where)
-        total = await self._db.fetchval(f"SELECT count(*) FROM campaign c WHERE {conditions}", *args)
-        if number * size >= total:
-            return total, ()
         n = len(args)
-        sql = f"{_CAMPAIGN} WHERE {conditions} ORDER BY c.id DESC LIMIT ${n + 1} OFFSET ${n + 2}"
+        rows_of_page = f"{_CAMPAIGN} WHERE {conditions} ORDER BY c.id DESC LIMIT ${n + 1} OFFSET ${n + 2}"
+        sql = (
+            f"SELECT t.matches, p.* FROM (SELECT count(*) AS matches FROM campaign c WHERE {conditions}) AS t "
+            f"LEFT JOIN ({rows_of_page}) AS p ON true ORDER BY p.id DESC"
+        )
         rows = await self._db.fetch(sql, *args, size, number * size)
-        return total, [campaign_of(r) for r in rows]
+        return rows[0]["matches"], tuple(campaign_of(r) for r in rows if r["id"] is not None)
 
 
 def _conditions(where: CampaignFilter) -> tuple[str, list[Any]]:

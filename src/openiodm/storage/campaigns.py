@@ -1,6 +1,8 @@
 """Rows of campaigns, upgrades, counters and history, within the writer's transaction.
 
-Lock order on PostgreSQL, the same everywhere: devices, then upgrades by id, then campaign_counters by campaign id.
+Lock order on PostgreSQL, the same everywhere: devices by id, then upgrades by id, then campaign_counters by campaign id
+(each with its campaign), then jobs. A lock comes before the statement whose values count: a statement that waits for a
+lock sees the locked row as it is then, and every row that it joins to it as that was before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +60,8 @@ k.total, k.wait, k.processing, k.success, k.fail, k.stop, k.timeout
 FROM campaign_counters k JOIN campaign c ON c.id = k.campaign_id
 WHERE k.campaign_id = ANY($1::bigint[]) ORDER BY k.campaign_id
 """
-_LOCK = f"{_LOOK} FOR UPDATE OF k"
+_LOCK = f"{_LOOK} FOR UPDATE OF k, c"
+_LOCK_DEVICES = "SELECT id FROM device WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE"
 
 # One upgrade per chosen device. A device that another campaign holds is born `fail`, one that already runs the version
 # `success`, one on a version that the package does not start from `fail`; all others wait.
@@ -78,12 +81,17 @@ FROM (
     JOIN device d ON d.id = s.device_id AND d.deleted_at IS NULL
     LEFT JOIN upgrade b ON b.device_id = d.id AND b.finished_at IS NULL
     WHERE NOT EXISTS (SELECT 1 FROM upgrade own WHERE own.device_id = d.id AND own.campaign_id = $1)
+    FOR KEY SHARE OF d
 ) t WHERE TRUE
 ON CONFLICT (device_id) WHERE finished_at IS NULL DO NOTHING
 """
-_FROM_DEVICES = "SELECT x.id AS device_id, x.id AS rank FROM device x WHERE x.id = ANY($10::bigint[])"
+_LEFT_OUT = """
+SELECT 1 FROM ({source}) s JOIN device d ON d.id = s.device_id AND d.deleted_at IS NULL
+WHERE NOT EXISTS (SELECT 1 FROM upgrade own WHERE own.device_id = d.id AND own.campaign_id = $1) LIMIT 1
+"""
+_FROM_DEVICES = "SELECT x.id AS device_id, x.id AS rank FROM device x WHERE x.id = ANY(${0}::bigint[])"
 _FROM_MEMBERS = """SELECT m.device_id, m.id AS rank FROM group_member m
-WHERE m.group_id = $10 AND m.product_id = $11 AND m.id > $12 AND m.id <= $13"""
+WHERE m.group_id = ${0} AND m.product_id = ${1} AND m.id > ${2} AND m.id <= ${3}"""
 
 _BORN = "SELECT state, count(*) FROM upgrade WHERE campaign_id = $1 AND ordinal > $2 GROUP BY state"
 _LAST_ORDINAL = "SELECT max(ordinal) FROM upgrade WHERE campaign_id = $1"
@@ -154,7 +162,7 @@ _CHOOSE_RETRY = """
 SELECT u.id, u.ordinal FROM upgrade u JOIN device d ON d.id = u.device_id AND d.deleted_at IS NULL
 WHERE u.campaign_id = $1 AND u.state IN ('fail', 'timeout') AND u.ordinal > $2
   AND NOT EXISTS (SELECT 1 FROM upgrade o WHERE o.device_id = u.device_id AND o.finished_at IS NULL)
-ORDER BY u.ordinal LIMIT $3 FOR UPDATE OF u
+ORDER BY u.ordinal LIMIT $3 FOR UPDATE OF u FOR KEY SHARE OF d
 """
 _RETRY = """
 UPDATE upgrade SET state = 'wait', round = round + 1, action_id = NULL, confirmed = NULL, halted_in = NULL,
@@ -378,7 +386,8 @@ class CampaignRows:
         assert facts is not None
         version = "fw_version" if facts[0] == CampaignKind.FIRMWARE else "sw_version"
         sources = list(strings_of(facts[2]))
-        sql = _INSERT_UPGRADES.format(version=version, source=source)
+        sql = _INSERT_UPGRADES.format(version=version, source=source.format(10, 11, 12, 13))
+        left_out = _LEFT_OUT.format(source=source.format(2, 3, 4, 5))
         base = await self._tx.fetchval(_LAST_ORDINAL, campaign) or 0
         args = (
             campaign,
@@ -395,9 +404,9 @@ class CampaignRows:
         for _ in range(CONFLICT_TRIES):
             try:
                 async with self._tx.savepoint():
-                    inserted = await self._tx.execute(sql, *args)
-                    last = await self._tx.fetchval(_LAST_ORDINAL, campaign) or 0
-                    if last - base != inserted:  # another server took a device in between: its row shows next time
+                    await self._tx.execute(sql, *args)
+                    # Did another server take a device in between? Its row shows next time.
+                    if await self._tx.fetchval(left_out, campaign, *source_args) is not None:
                         raise UniqueViolation("uq_upgrade_device_id_open")
                 break
             except UniqueViolation:
@@ -535,6 +544,7 @@ class CampaignRows:
 
     async def standings(self, devices: Sequence[DeviceKey]) -> Mapping[DeviceKey, Standing]:
         """See the port."""
+        await self._tx.lock(_LOCK_DEVICES, list(devices))
         rows = await self._tx.fetch(_STANDINGS, list(devices))
         return {s.device: s for s in map(standing_of, rows)}
 

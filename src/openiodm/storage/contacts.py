@@ -3,7 +3,7 @@
 import msgspec
 
 from openiodm.access.model import ApplicationKey, Product
-from openiodm.campaigns.model import CampaignKind, UpgradeKey
+from openiodm.campaigns.model import UpgradeKey
 from openiodm.campaigns.rollout import Standing
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
@@ -31,15 +31,17 @@ LEFT JOIN device d ON d.application_id = a.id AND d.node_id = $2 AND d.deleted_a
 {_UNFINISHED}
 WHERE g.token_hash = $1 AND g.deleted_at IS NULL
 """
+# CROSS JOIN makes SQLite begin with the few applications: then devices come by (application, node id), not by a scan.
 _BY_TARGET = f"""
 SELECT {_DEVICE}, NULL AS gateway_type, NULL AS gateway_model, NULL AS gateway_maker, {STANDING_COLUMNS}, {_FILE}
-FROM device d
-JOIN application a ON a.id = d.application_id AND a.target_tokens AND a.frozen_at IS NULL AND a.deleted_at IS NULL
+FROM application a
+CROSS JOIN device d
 {_UNFINISHED}
-WHERE d.token_hash = $1 AND d.node_id = $2 AND d.deleted_at IS NULL
+WHERE d.application_id = a.id AND d.token_hash = $1 AND d.node_id = $2 AND d.deleted_at IS NULL
+  AND a.target_tokens AND a.frozen_at IS NULL AND a.deleted_at IS NULL
 """
 _INSTALLED = f"""
-SELECT {_FILE}, c.kind FROM upgrade u JOIN campaign c ON c.id = u.campaign_id JOIN package p ON p.id = c.package_id
+SELECT {_FILE} FROM upgrade u JOIN campaign c ON c.id = u.campaign_id JOIN package p ON p.id = c.package_id
 JOIN blob f ON f.sha256 = p.sha256
 WHERE u.device_id = $1 AND u.action_id = $2 AND u.state = 'success'
 """
@@ -62,10 +64,10 @@ class SqlDeviceDirectory:
         r = await self._db.fetchrow(sql, token_hash, node_id)
         return None if r is None else _contacted(r)
 
-    async def installed(self, device: DeviceKey, action_id: int) -> tuple[File, CampaignKind] | None:
+    async def installed(self, device: DeviceKey, action_id: int) -> File | None:
         """See the port."""
         r = await self._db.fetchrow(_INSTALLED, device, action_id)
-        return None if r is None else (_file(r), CampaignKind(r["kind"]))
+        return None if r is None else _file(r)
 
     async def kept_log(self, upgrade: UpgradeKey, action_id: int, entries: int) -> list[str]:
         """See the port."""

@@ -109,6 +109,9 @@ _SET_TARGET_TOKEN = "UPDATE device SET token_hash = $2, modified_at = $3 WHERE i
 _DELETE = """
 UPDATE device SET deleted_at = $3 WHERE device_id = $1 AND application_id = $2 AND deleted_at IS NULL RETURNING id
 """
+_LOCK_KEYS = "SELECT id FROM device WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE"
+# Against whoever gives it an upgrade just now: that refers to the device, which a plain update would let pass.
+_LOCK_FOR_DELETION = "SELECT id FROM device WHERE device_id = $1 AND application_id = $2 FOR UPDATE"
 _TOUCH = UpdateMany("device", {"id": "bigint"}, {"last_seen_at": "bigint", "address": "text"})
 _ACTIVATE = """
 UPDATE device SET activated_at = last_seen_at WHERE id = ANY($1::bigint[]) AND activated_at IS NULL
@@ -321,6 +324,7 @@ class DeviceRows(GroupRows, DeviceReads):
     async def delete_device(self, application: ApplicationKey, device_id: str, now: Instant) -> DeviceKey | None:
         """Groups are locked before the device, as everywhere."""
         await self.lock_groups_of_device(application, device_id)
+        await self._tx.lock(_LOCK_FOR_DELETION, device_id, application)
         key: DeviceKey | None = await self._tx.fetchval(_DELETE, device_id, application, now)
         if key is not None:
             await self.leave_all_groups(key)
@@ -333,7 +337,8 @@ class DeviceRows(GroupRows, DeviceReads):
 
     async def touch(self, seen: Sequence[tuple[DeviceKey, Instant, str]]) -> None:
         """In slices."""
-        for part in _slices(seen):
+        for part in _slices(sorted(seen)):
+            await self._tx.lock(_LOCK_KEYS, [key for key, _, _ in part])
             await self._tx.update_many(_TOUCH, part)
             await asyncio.sleep(0)
 

@@ -23,6 +23,14 @@ class UniqueViolation(Exception):
         self.constraint = constraint
 
 
+class Conflict(Exception):
+    """PostgreSQL broke a deadlock, or could not serialize: this transaction is the one to be tried again."""
+
+
+class Unreachable(Exception):
+    """The database is not there, or went away: a transaction under way may have been committed or not."""
+
+
 @dataclass(frozen=True, slots=True)
 class InsertMany:
     """Inserts rows by the hundred. `columns` maps names to PostgreSQL types, in the order of each row's values."""
@@ -72,6 +80,10 @@ class Tx(Reader, Protocol):
         """
         ...
 
+    async def lock(self, sql: str, *args: Any) -> None:
+        """Runs a SELECT for its row locks alone. Nothing to do on SQLite, which has one writer."""
+        ...
+
     async def insert_many(self, statement: InsertMany, rows: Sequence[tuple[Any, ...]]) -> None:
         """Inserts all rows or raises."""
         ...
@@ -89,9 +101,15 @@ class Database(Reader, Protocol):
     """An open database. Reads need no transaction; all writes go through one (the writer's)."""
 
     engine: str  # 'sqlite' | 'postgresql'
+    empty_write: str  # a statement whose transaction is written to disk, though it changes nothing and locks no row
 
     def transaction(self) -> AbstractAsyncContextManager[Tx]:
-        """Begins; commits at the end, rolls back if the body raises. One at a time per process on SQLite."""
+        """Begins; commits at the end, rolls back if the body raises. One at a time per process on SQLite.
+
+        Raises:
+            Conflict: other servers' transactions were in the way; nothing is kept.
+            Unreachable: the connection is gone.
+        """
         ...
 
     def snapshot(self) -> AbstractAsyncContextManager[Reader]:

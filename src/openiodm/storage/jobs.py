@@ -14,7 +14,7 @@ _LEASE = """
 UPDATE job SET owner = $2, lease_until = $3, epoch = epoch + 1 WHERE id = ANY($1::bigint[])
 RETURNING id, kind, subject, epoch, cursor, failures
 """
-_HOLDS = "SELECT epoch FROM job WHERE id = $1 FOR UPDATE"
+_HOLDS = "SELECT epoch FROM job WHERE id = $1"
 _PUT = """
 INSERT INTO job (kind, subject, due_at, epoch, failures, cursor) VALUES ($1, $2, $3, 0, 0, 0)
 ON CONFLICT (kind, subject) DO UPDATE
@@ -37,6 +37,7 @@ class JobRows:
 
     def __init__(self, tx: Tx) -> None:
         self._tx = tx
+        self._changed: set[tuple[str, int]] = set()  # in this transaction, by `put` and `remove`
 
     async def lease(self, now: Instant, owner: str, until: Instant, limit: int) -> Sequence[Job]:
         """Takes due jobs."""
@@ -46,29 +47,31 @@ class JobRows:
         return [Job(*row) for row in await self._tx.fetch(_LEASE, ids, owner, until)]
 
     async def holds(self, job: Job) -> bool:
-        """Compares epochs under the row's lock."""
+        """Compares epochs; without a lock, which a stop that holds the campaign may be waiting for."""
         return bool(await self._tx.fetchval(_HOLDS, job.id) == job.epoch)
 
     async def put(self, kind: str, subject: int, due_at: Instant) -> None:
         """Makes it due."""
+        self._changed.add((kind, subject))
         await self._tx.execute(_PUT, kind, subject, due_at)
 
-    async def advance(self, job: Job, cursor: int, until: Instant) -> None:
-        """Keeps how far it is."""
-        await self._tx.execute(_ADVANCE, job.id, job.epoch, cursor, until)
+    async def advance(self, job: Job, cursor: int, until: Instant) -> bool:
+        """By its epoch."""
+        return bool(await self._tx.execute(_ADVANCE, job.id, job.epoch, cursor, until))
 
-    async def postpone(self, job: Job, due_at: Instant, failures: int) -> None:
-        """Gives it back."""
-        await self._tx.execute(_POSTPONE, job.id, job.epoch, due_at, failures)
+    async def postpone(self, job: Job, due_at: Instant, failures: int) -> bool:
+        """By its epoch."""
+        return bool(await self._tx.execute(_POSTPONE, job.id, job.epoch, due_at, failures))
 
     async def release(self, owner: str | None) -> int:
         """Frees leases; whoever held one finds its epoch gone."""
         return await self._tx.execute(_RELEASE, owner)
 
-    async def finish(self, job: Job) -> None:
-        """Deletes it by its epoch, which `put` has raised if it is due again."""
-        await self._tx.execute(_FINISH, job.id, job.epoch)
+    async def finish(self, job: Job) -> bool:
+        """Deletes it by its epoch, unless the step itself has made it due again or removed it."""
+        return bool(await self._tx.execute(_FINISH, job.id, job.epoch)) or (job.kind, job.subject) in self._changed
 
     async def remove(self, kind: str, subject: int) -> None:
         """Deletes it."""
+        self._changed.add((kind, subject))
         await self._tx.execute(_REMOVE, kind, subject)

@@ -26,6 +26,7 @@ async def open_database(url: str) -> Database:
     path = sqlite_path(url)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # it holds keys of devices; its log files take the mode over
         if _sqlite_revision(path) != HEAD:
             await _migrate(url)
         return SqliteDatabase(path)
@@ -54,7 +55,10 @@ def _sqlite_revision(path: Path) -> str | None:
 
 
 async def _postgres_revision(url: str) -> str | None:
-    connection = await asyncpg.connect(url)
+    try:
+        connection = await asyncpg.connect(url)
+    except ValueError as error:  # of its parser, which may show the password in pieces
+        raise asyncpg.InterfaceError("the database's URL makes no sense") from error
     try:
         value = await connection.fetchval("SELECT version_num FROM alembic_version")
         return None if value is None else str(value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from openiodm.storage.engine import InsertMany, Reader, Row, Tx, UniqueViolation, UpdateMany
+from openiodm.storage.engine import Conflict, InsertMany, Reader, Row, Tx, UniqueViolation, Unreachable, UpdateMany
 
 READ_CONNECTIONS = 8
 WRITE_CONNECTIONS = 2  # the writer's, and one for administration beside it
@@ -53,6 +53,15 @@ def _touched(status: str) -> int:
     return int(last) if last.isdigit() else 0
 
 
+# There is no connection, or none any more.
+_GONE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+)
+
 Connection = Any  # asyncpg.Connection or its pool proxy
 
 
@@ -83,6 +92,9 @@ class _Statements:
         except asyncpg.UniqueViolationError as error:
             raise UniqueViolation(error.constraint_name or "") from error
 
+    async def lock(self, sql: str, *args: Any) -> None:
+        await self._c.fetch(sql, *args)
+
     async def insert_many(self, statement: InsertMany, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
             sql = _insert_sql(statement.table, tuple(statement.columns.items()))
@@ -109,6 +121,7 @@ class PostgresDatabase:
     """A pool of connections to one PostgreSQL database."""
 
     engine = "postgresql"
+    empty_write = "SELECT txid_current()"
 
     def __init__(self, pool: "asyncpg.Pool[Any]") -> None:
         self._pool = pool
@@ -144,8 +157,24 @@ class PostgresDatabase:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
         """See `Database`."""
-        async with self._write_slots, self._pool.acquire() as connection, connection.transaction():
-            yield _Statements(connection)
+        async with self._write_slots:
+            try:
+                connection = await self._pool.acquire()
+            except (OSError, *_GONE) as error:
+                raise Unreachable(str(error) or type(error).__name__) from error
+            try:
+                async with connection.transaction():
+                    yield _Statements(connection)
+            except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError) as error:
+                raise Conflict(str(error)) from error
+            except _GONE as error:
+                raise Unreachable(str(error)) from error
+            except Exception as error:
+                if connection.is_closed():  # what a statement or the rollback on it says then is by chance
+                    raise Unreachable(str(error)) from error
+                raise
+            finally:
+                await self._pool.release(connection)
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Reader]:

@@ -24,10 +24,11 @@ from openiodm.storage.engine import InsertMany, Reader, Row, Tx, UniqueViolation
 CACHED_STATEMENTS = 512
 PAGE_CACHE_KIB = 16 * 1024
 BUSY_TIMEOUT_MS = 10_000
+BUSY_RETRY_S = 0.005
 
 _ANY = re.compile(r"= ANY\(\$(\d+)(?:::\w+\[\])?\)")
 _PARAMETER = re.compile(r"\$(\d+)")
-_LOCK = re.compile(r"\s+FOR (?:UPDATE|SHARE)(?: OF \w+(?:, \w+)*)?(?: SKIP LOCKED)?")
+_LOCK = re.compile(r"\s+FOR (?:NO KEY UPDATE|UPDATE|KEY SHARE|SHARE)(?: OF \w+(?:, \w+)*)?(?: SKIP LOCKED)?")
 
 
 @lru_cache(maxsize=1024)
@@ -99,6 +100,9 @@ class _Statements:
         except sqlite3.IntegrityError as error:
             raise _unique(error) from error
 
+    async def lock(self, sql: str, *args: Any) -> None:
+        pass
+
     async def insert_many(self, statement: InsertMany, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
             try:
@@ -131,11 +135,13 @@ class SqliteDatabase:
     """One database file: a connection for reads, one for the writer, others for long snapshots."""
 
     engine = "sqlite"
+    empty_write = "PRAGMA user_version = 0"
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._read = self._connect()
         self._write = self._connect()
+        self._write.execute("PRAGMA busy_timeout=0")  # see `_begin`
         self._reader = _Statements(self._read)
         self._writer = _Statements(self._write)
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="sqlite-commit")
@@ -178,7 +184,7 @@ class SqliteDatabase:
     async def transaction(self) -> AsyncIterator[Tx]:
         """See `Database`."""
         async with self._write_lock:
-            self._write.execute("BEGIN IMMEDIATE")
+            await self._begin()
             try:
                 yield self._writer
                 loop = asyncio.get_running_loop()
@@ -192,6 +198,20 @@ class SqliteDatabase:
             except BaseException:
                 self._rollback()
                 raise
+
+    async def _begin(self) -> None:
+        """Another process (a backup, the command line) may hold the lock: SQLite's own wait would stop the loop."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + BUSY_TIMEOUT_MS / 1000
+        while True:
+            try:
+                self._write.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or loop.time() > until:
+                    raise
+                await asyncio.sleep(BUSY_RETRY_S)
+            else:
+                return
 
     def _rollback(self) -> None:
         if self._write.in_transaction:

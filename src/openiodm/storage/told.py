@@ -13,7 +13,7 @@ from openiodm.storage.engine import Tx
 
 _LOCK = """
 SELECT d.attributes, t.device_type, t.model, t.manufacturer_name, d.self_registered, d.fw_version, d.sw_version
-FROM device d JOIN product t ON t.id = d.product_id WHERE d.id = $1 AND d.deleted_at IS NULL FOR UPDATE OF d
+FROM device d JOIN product t ON t.id = d.product_id WHERE d.id = $1 AND d.deleted_at IS NULL FOR NO KEY UPDATE OF d
 """
 _VERSIONS = """
 UPDATE device SET fw_version = coalesce($2, fw_version), sw_version = coalesce($3, sw_version),

@@ -2,10 +2,14 @@
 
 There is no timer: a batch is what came while the last commit ran, at most `MAX_BATCH` items, taken in the order of
 their lanes (stop, reports, commands, chunks). Whoever submitted an item is answered after the commit, never before.
+Stops have commits of their own, and so has every chunk: they touch many rows, and in one transaction with reports they
+would take locks in an order that deadlocks with other servers. Under any flood of reports commands and chunks go on.
 
 Items that share a `Batcher` (device reports) are handled together, set-based; a command is handled by itself inside a
 savepoint, so that its refusal undoes only its own doing. When a batch fails for a reason of ours or of the engine's
-(a serialization failure, a bug), its items are tried again one by one: one bad item never fails the others.
+(a deadlock, a bug), its items are tried again one by one: one bad item never fails the others. Not when the database
+is gone: then all fail at once, since trying each would keep everybody waiting, and what was being committed when the
+connection broke may be there.
 """
 
 import asyncio
@@ -17,10 +21,12 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import structlog
 
 from openiodm.errors import Refusal
-from openiodm.storage.engine import Database, Tx
+from openiodm.scheduler.model import LeaseLost
+from openiodm.storage.engine import Conflict, Database, Tx, Unreachable
 
 MAX_BATCH = 200  # items a commit
-MAX_CHUNKS = 1  # of the slow lane a commit
+COMMAND_SHARE = 50  # of these for commands, however many reports there are
+CONFLICT_TRIES = 5  # of one item that other servers' transactions are in the way of
 
 log = structlog.get_logger(__name__)
 
@@ -118,28 +124,37 @@ class Writer(Generic[W]):
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while batch := self._take():
-                await self._commit(batch)
+            while any(self._lanes.values()):
+                await self._commit(self._take(Lane.STOP, MAX_BATCH))
+                commands = min(len(self._lanes[Lane.COMMAND]), COMMAND_SHARE)
+                reports = self._take(Lane.REPORT, MAX_BATCH - commands)
+                await self._commit(reports + self._take(Lane.COMMAND, MAX_BATCH - len(reports)))
+                await self._commit(self._take(Lane.CHUNK, 1))
             if self._closing:
                 return
 
-    def _take(self) -> list[_Item[W]]:
+    def _take(self, lane: Lane, most: int) -> list[_Item[W]]:
         batch: list[_Item[W]] = []
-        for lane, waiting in self._lanes.items():
-            room = MAX_BATCH - len(batch)
-            if lane is Lane.CHUNK:
-                room = min(room, MAX_CHUNKS)
-            while waiting and room > 0:
-                item = waiting.popleft()
-                if not item.future.cancelled():  # a client that went away before its turn
-                    batch.append(item)
-                    room -= 1
+        waiting = self._lanes[lane]
+        while waiting and len(batch) < most:
+            item = waiting.popleft()
+            if not item.future.cancelled():  # a client that went away before its turn
+                batch.append(item)
         return batch
 
-    async def _commit(self, batch: list[_Item[W]]) -> None:
+    async def _commit(self, batch: list[_Item[W]], tries: int = CONFLICT_TRIES) -> None:
+        if not batch:
+            return
         try:
             results = await self._in_transaction(batch)
-        except Exception:
+        except Unreachable as error:
+            log.error("database_unreachable", items=len(batch), error=str(error) or type(error).__name__)
+            results = [WriteFailed() for _ in batch]
+        except Exception as error:
+            if len(batch) == 1 and isinstance(error, Conflict) and tries > 1:
+                log.warning("write_conflicted", error=str(error))
+                await self._commit(batch, tries - 1)
+                return
             if len(batch) == 1:
                 log.exception("write_failed")
                 results = [WriteFailed()]
@@ -177,8 +192,8 @@ class Writer(Generic[W]):
         try:
             async with tx.savepoint():
                 return await item.command(work)
-        except Refusal as refusal:
-            return refusal
+        except (Refusal, LeaseLost) as answer:
+            return answer
 
 
 class WriteFailed(Exception):

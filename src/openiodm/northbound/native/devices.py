@@ -384,7 +384,7 @@ def _parse(line: bytes | None) -> NewDeviceBody:
         return _line_decoder.decode(line)
     except msgspec.ValidationError as error:
         raise Refusal(Reason.BAD_INPUT, str(error), field=field_of(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(Reason.BAD_INPUT, f"the line is not JSON: {error}") from error
 
 

@@ -10,51 +10,83 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from starlette.types import Receive, Send
+import structlog
+from starlette.types import Message, Receive, Send
 
 from openiodm.protocols.ddi.ranges import Span
 
 CHUNK_BYTES = 1024 * 1024
+LEAST_BYTES = 16 * 1024
+FIRST_BYTES = 64 * 1024  # what one reader may keep in memory until it has shown that it is a fast one
+QUICK_S = 0.1  # a chunk that takes longer was too large: the end of a slow download would have to wait for it
 SMALL_BYTES = 256 * 1024  # up to this a body is read at once: streaming agents ask for thousands of small ranges
 RECHECK_S = 0.5  # a stop ends a running download within this and one chunk
 
 Permission = Callable[[], Awaitable[bool]]
 
+log = structlog.get_logger(__name__)
+
 
 async def send_pieces(
-    pieces: Sequence[Span | bytes], path: Path, receive: Receive, send: Send, still_allowed: Permission
+    start: Message,
+    pieces: Sequence[Span | bytes],
+    path: Path,
+    receive: Receive,
+    send: Send,
+    still_allowed: Permission,
 ) -> bool:
-    """Sends the body; False when it was broken off, because the client left or the permission ended.
+    """Sends `start` and the body; False when it was broken off: the client left, the permission ended, a read failed.
 
     A body that is broken off lacks bytes, so the server closes the connection and the device sees that it is cut.
+
+    Raises:
+        OSError: there is no such file, or no such bytes in it; nothing was sent.
     """
     if sum(piece.size for piece in pieces if isinstance(piece, Span)) <= SMALL_BYTES:
         body = await asyncio.to_thread(_read_small, pieces, path)
+        await send(start)
         await send({"type": "http.response.body", "body": body})
         return True
     fd = await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
     gone = asyncio.create_task(_disconnect(receive), name="download-disconnect")
     try:
-        checked = time.monotonic()
-        for piece in pieces:
-            if isinstance(piece, bytes):
-                await _send(send, piece)
-                continue
-            at = piece.start
-            while at <= piece.end:
-                if gone.done():
-                    return False
-                if time.monotonic() - checked > RECHECK_S:
-                    if not await still_allowed():
-                        return False
-                    checked = time.monotonic()
-                data = await asyncio.to_thread(_read, fd, min(CHUNK_BYTES, piece.end + 1 - at), at, path)
-                await _send(send, data)
-                at += len(data)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send(start)
+        return await _stream(pieces, fd, path, gone, send, still_allowed)
+    except Exception:  # too late for another answer
+        log.exception("download_failed", path=str(path))
+        return False
     finally:
         gone.cancel()
         os.close(fd)
+
+
+async def _stream(
+    pieces: Sequence[Span | bytes],
+    fd: int,
+    path: Path,
+    gone: "asyncio.Task[None]",
+    send: Send,
+    still_allowed: Permission,
+) -> bool:
+    checked, size = time.monotonic(), FIRST_BYTES
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            await _send(send, piece)
+            continue
+        at = piece.start
+        while at <= piece.end:
+            if gone.done():
+                return False
+            if time.monotonic() - checked > RECHECK_S:
+                if not await still_allowed():
+                    return False
+                checked = time.monotonic()
+            data = await asyncio.to_thread(_read, fd, min(size, piece.end + 1 - at), at, path)
+            began = time.monotonic()
+            await _send(send, data)
+            at += len(data)
+            size = min(size * 2, CHUNK_BYTES) if time.monotonic() - began < QUICK_S else max(size // 2, LEAST_BYTES)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
     return True
 
 

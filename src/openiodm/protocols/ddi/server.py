@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import structlog
 from starlette.types import Receive, Scope, Send
@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 CREDENTIALS = {"gatewaytoken": Credential.GATEWAY, "targettoken": Credential.TARGET}
 DEFAULT_TENANT = "default"  # agents send it in any case; then the token alone decides the application
+NO_TEXT = "\ufffd"  # what percent-encoded bytes that are no UTF-8 are read as: one id for many devices
 MAX_CONTROLLER_ID = 256  # characters, as the contract's nodeId
 
 
@@ -154,12 +155,16 @@ class DdiServer:
 
     def _request(self, scope: Scope, receive: Receive, send: Send) -> _Request:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         parts = [unquote(p) for p in raw.decode("latin-1").split("/")]
+        if len(parts) < 5:  # a slash of the API came as %2F: this is no path of it
+            parts += [NO_TEXT] * (6 - len(parts))
         client = scope.get("client")
         address = client[0] if client else ""
         tenant, node_id = parts[1], parts[4]
         url = self._url(scope, headers, address)
+        if address in self._trusted_proxies:
+            address = headers.get("x-forwarded-for", address).rpartition(",")[2].strip() or address
         at = "/".join(raw.decode("latin-1").split("/")[:5])
         return _Request(
             method=scope["method"],
@@ -195,6 +200,8 @@ class DdiServer:
             allowed = sorted({*methods, *({"HEAD"} if "GET" in methods else ())})
             await _reply(request, 405, headers={"allow": ", ".join(allowed)})
             return
+        if NO_TEXT in request.node_id or "\0" in request.node_id:
+            raise _Answer(400, ErrorCode.CONSTRAINT_VIOLATION, "the controller id is no text")
         contacted = await self._authenticate(request)
         if contacted.device is None:
             if handler not in (DdiServer._poll, DdiServer._confirmation_status):
@@ -294,7 +301,7 @@ class DdiServer:
         assert s.action_id is not None
         assert file is not None
         history = await self._history(request, contacted)
-        deployment = session.deployment(s.action_id, file, s.kind, request.base, history)
+        deployment = session.deployment(s.action_id, file, request.base, history)
         await _cacheable(request, encode(deployment, media, secure=request.base.secure), media)
 
     async def _history(self, request: _Request, contacted: Contacted) -> codec.ActionHistory | None:
@@ -310,8 +317,7 @@ class DdiServer:
         installed = await self._directory.installed(caller.device.key, action_id)
         if installed is None:
             raise _not_found(f"there is no installed action {action_id}")
-        file, kind = installed
-        deployment = session.deployment(action_id, file, kind, request.base)
+        deployment = session.deployment(action_id, installed, request.base)
         await _cacheable(request, codec.encode_deployment(deployment, media, secure=request.base.secure), media)
 
     async def _artifacts(self, request: _Request, caller: _Caller) -> None:
@@ -398,8 +404,9 @@ class DdiServer:
             if (await self._campaigns.signal(caller.device.key, begun)).answer is not Answer.DONE:
                 raise _not_found("there is no such artifact")
         raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
-        await request.send({"type": "http.response.start", "status": plan.status, "headers": raw})
+        start: dict[str, Any] = {"type": "http.response.start", "status": plan.status, "headers": raw}
         if not sends:
+            await request.send(start)
             await request.send({"type": "http.response.body", "body": b""})
             return
 
@@ -407,9 +414,12 @@ class DdiServer:
             current = await self._directory.current(s.upgrade)
             return current is not None and current.action_id == s.action_id and offers_bytes(current)
 
-        complete = await send_pieces(
-            plan.pieces, self._path_of(file.sha256), request.receive, request.send, still_allowed
-        )
+        path = self._path_of(file.sha256)
+        try:
+            complete = await send_pieces(start, plan.pieces, path, request.receive, request.send, still_allowed)
+        except FileNotFoundError as error:
+            log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
+            raise _not_found("the artifact is not in the store") from error
         if not complete:
             log.info("download_broken_off", device=caller.device.device_id, action_id=s.action_id)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from openiodm.campaigns import texts
-from openiodm.campaigns.model import CampaignKind, LogEntry
+from openiodm.campaigns.model import LogEntry
 from openiodm.campaigns.rollout import (
     CancelAnswer,
     Confirmation,
@@ -77,29 +77,31 @@ def _checksum(s: Standing) -> int:
     return zlib.crc32(f"{s.upgrade}:{s.action_id}:{s.confirmed}".encode())
 
 
-def deployment(
-    action_id: int, file: File, kind: CampaignKind, base: Base, history: codec.ActionHistory | None = None
-) -> codec.Deployment:
-    """What to install: one chunk with one artifact, as rauc-hawkbit-updater demands."""
-    part = Part.OS if kind is CampaignKind.FIRMWARE else Part.APPLICATION
+def deployment(action_id: int, file: File, base: Base, history: codec.ActionHistory | None = None) -> codec.Deployment:
+    """What to install: one chunk with one artifact, as rauc-hawkbit-updater demands, of part `bApp`, as Zephyr does."""
     return codec.Deployment(
         action_id=action_id,
         download=Handling.FORCED,
         update=Handling.FORCED,
-        chunks=(codec.Chunk(part, file.name, file.version, (artifact(file, base),)),),
+        chunks=(codec.Chunk(Part.APPLICATION, file.name, file.version, (artifact(file, base),)),),
         history=history,
     )
 
 
 def artifact(file: File, base: Base) -> codec.Artifact:
-    """The one artifact of a package, with its links."""
+    """The one artifact of a package, with its links.
+
+    Over https they go under both pairs of names: Zephyr's agent knows `download-http` alone, whatever the scheme.
+    """
+    url = f"{base.url}/softwaremodules/{file.file_id}/artifacts/{quote(file.name, safe='')}"
     return codec.Artifact(
         filename=file.name,
         size=file.size,
         sha1=file.sha1,
         md5=file.md5,
         sha256=file.sha256,
-        url=f"{base.url}/softwaremodules/{file.file_id}/artifacts/{quote(file.name, safe='')}",
+        url=url,
+        other_url=url if base.secure else None,
     )
 
 

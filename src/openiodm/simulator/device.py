@@ -340,11 +340,10 @@ class Device:
                         entry.bytes_after_final += len(piece)
 
     def _take_versions(self, deployment: Deployment) -> None:
-        keys = self.profile.version_keys
         for chunk in deployment.chunks:
-            key = keys.get(chunk.part) or keys.get("*")
-            if key is not None:
-                self.versions[key] = chunk.version
+            key = self.profile.version_keys.get(chunk.part)
+            for name in [key] if key is not None else list(self.versions):
+                self.versions[name] = chunk.version
 
     # ------------------------------------- beside an update (`download.Host`)
 

@@ -19,8 +19,8 @@ class TokenKind(StrEnum):
 class DeviceProfile:
     """Who a device is.
 
-    `version_keys` maps a chunk's part to the configData key that carries its version; `*` stands for any other part.
-    `versions` are the versions at the start, by configData key.
+    `versions` are the versions at the start, by configData key. `version_keys` says which of them a chunk of a part
+    replaces; for a part that is not in it, all are: the image is the whole device.
     """
 
     controller_id: str
@@ -28,9 +28,7 @@ class DeviceProfile:
     token_kind: TokenKind = TokenKind.NONE
     token: str = field(default="", repr=False)
     attributes: Mapping[str, str] = field(default_factory=dict)
-    version_keys: Mapping[str, str] = field(
-        default_factory=lambda: {"*": "fwVersion", "bApp": "swVersion", "software": "swVersion"}
-    )
+    version_keys: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: {"fwVersion": "1.0.0"})
     behaviour: Behaviour = field(default_factory=Behaviour)
 

@@ -39,8 +39,8 @@ check: $(DEV) ## lint and types only
 unit: $(DEV) ## the fast tests: no server process, no PostgreSQL
 	$(BIN)/pytest tests/unit tests/properties
 
-drills: $(DEV) ## real server processes, killed
-	$(BIN)/pytest -m drill
+drills: $(DEV) ## kill -9 a real server twenty times in a campaign of 2,000 devices, on both engines (some four minutes)
+	$(BIN)/python -m tests.drills.kills --report docs/drills/kills.md
 
 bench: $(DEV) ## compare with the Python peer on this machine (some ten minutes; ARGS=--quick for two)
 	$(BIN)/python bench/compare.py $(ARGS)

@@ -420,6 +420,20 @@ def _changed(before: dict[str, set[Any]], after: dict[str, set[Any]]) -> list[st
     return [name for name in before if before[name] != after[name]]
 
 
+async def test_an_application_that_has_nothing_finds_nothing_in_any_list(two: Two) -> None:
+    wrong = []
+    lists = [r for r in (*COMPAT, *NATIVE) if r.method == "GET" and "{" not in r.path and r.needs is Needs.APPLICATION]
+    for route in lists:
+        request = own_request(route, Things(two.b_id, two.b, "OfB"), "fresh")
+        answer = await two.send(route, request, two.b)
+        if answer.status_code >= 400 and members(route.query)[:1] == ["devGroupId"]:
+            continue  # the list of a group's devices, and there is no group to name
+        if not _finds_nothing(answer) or _leaks(answer, request, two.a):
+            wrong.append(f"{label(route)}: {answer.status_code} {answer.text}")
+    assert wrong == []
+    assert len(lists) > 8
+
+
 async def test_an_idempotency_key_is_its_applications_own(two: Two) -> None:
     b = await make_things(two.world, two.b_id, two.b, "OfB")
     created = []
@@ -446,6 +460,20 @@ async def test_one_applications_secret_opens_no_session_of_another(two: Two) -> 
     assert (answer.status_code, "accessToken" in answer.text) == (401, False)
     own = {"appId": world.app_id, "secret": world.secret, "refreshToken": kept.refresh_token}
     assert (await world.http.post(refresh, json=own)).status_code == 200  # it was not used up by the attempt
+
+
+async def test_one_applications_sessions_end_without_the_others(two: Two) -> None:
+    world = two.world
+    b = await world.rooms.access.create_application("c")
+    kept = await world.rooms.access.login(world.app_id, world.secret)
+    ended = await world.rooms.access.login(b.app_id, b.secret)  # within the same millisecond
+    logout = await world.http.post(f"{IOCM}/sec/v1.1.0/logout", json={"accessToken": ended.access_token})
+    assert logout.status_code == 204
+    await world.rooms.access.rotate_secret(b.app_id)
+    a = {"app_key": world.app_id, "Authorization": f"Bearer {kept.access_token}"}
+    assert (await world.http.get(f"{IODM}/operations", headers=a)).status_code == 200
+    own = {"appId": world.app_id, "secret": world.secret, "refreshToken": kept.refresh_token}
+    assert (await world.http.post(f"{IOCM}/sec/v1.1.0/refreshToken", json=own)).status_code == 200
 
 
 async def test_the_same_node_id_is_two_devices_in_two_applications(two: Two) -> None:

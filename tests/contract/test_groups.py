@@ -253,8 +253,8 @@ async def test_an_application_sees_and_changes_only_its_own_groups(server: Serve
     assert no(await change_members(stranger, ADD, own, [a])) == BAD
     assert no(await stranger.http.post(GROUPS, json={"name": "g2", "deviceIds": [a]})) == BAD
     assert (await change_members(stranger, REMOVE, own, [a])).status_code == 200
-    assert no(await stranger.http.get(GROUPS, params={"accessAppId": app.app_id})) == (403, "100203")
-    assert no(await stranger.http.post(GROUPS, json={"name": "g3", "appId": app.app_id})) == (403, "100203")
+    assert no(await stranger.http.get(GROUPS, params={"accessAppId": app.app_id})) == (403, "100217")
+    assert no(await stranger.http.post(GROUPS, json={"name": "g3", "appId": app.app_id})) == (403, "100217")
     assert await members_of(app, theirs) == (1, [a])
 
 

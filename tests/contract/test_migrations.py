@@ -213,6 +213,21 @@ SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
             {"application_id": 1, "key": "k", "request_hash": "h", "operation_id": "o", "created_at": 1},
         ),
     ],
+    "0002": [
+        (
+            "application",
+            {
+                "id": 2,
+                "app_id": "b",
+                "name": "B",
+                "secret_hash": "s2",
+                "target_tokens": True,
+                "gateway_tokens": True,
+                "created_at": 2,
+            },
+        ),
+        ("application_authorization", {"application_id": 1, "authorized_id": 2, "created_at": 3}),
+    ],
 }
 
 # What a row of SAMPLES is when a later revision changes it on purpose: (table, column) -> old value to new value.

@@ -135,10 +135,12 @@ async def _fill(world: World) -> tuple[dict[str, str], dict[str, list[str]]]:
     ]
     task = {"kind": "firmware_upgrade", "fileId": world.file_id, "targets": {"deviceGroups": ["g0"], **product}}
     tasks = [(await post("/tasks", json=task))["operationId"] for i in range(THINGS)]
+    others = [(await world.rooms.access.create_application(f"a{i}")).app_id for i in range(THINGS)]
     await world.run_jobs()
     for i in range(THINGS // 2):
         await world.poll(f"n{i}")
-    return headers, {"device": devices, "group": groups, "tokenId": tokens, "fileId": files, "operationId": tasks}
+    known = {"device": devices, "group": groups, "tokenId": tokens, "fileId": files, "operationId": tasks}
+    return headers, {**known, "appId": others}
 
 
 def whole(value: Any) -> Any:

@@ -43,6 +43,9 @@ class TokenIsTheApplication:
     async def admit(self, actor: Actor) -> None:
         pass
 
+    async def acting_for(self, actor: Actor, app_id: str) -> Actor:
+        raise AssertionError("no call about tasks names an application")
+
 
 @dataclass
 class Api:

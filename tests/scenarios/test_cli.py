@@ -151,6 +151,17 @@ def test_applications_are_managed_beside_the_running_server(shell: Shell) -> Non
     assert "application-unknown" in shell.run("app", "rotate", "nobody", code=1).stderr
 
 
+def test_one_application_is_authorized_to_act_for_another(shell: Shell) -> None:
+    owner, other = shell.json("app", "create", "owner"), shell.json("app", "create", "other")
+    shell.run("app", "authorize", owner["appId"], other["appId"])
+    of_owner, of_other = ({"appId": a["appId"], "name": a["name"]} for a in (owner, other))
+    assert shell.json("app", "authorizations", owner["appId"]) == [{"mayActForIt": True, **of_other}]
+    assert shell.json("app", "authorizations", other["appId"]) == [{"mayActForIt": False, **of_owner}]
+    shell.run("app", "unauthorize", owner["appId"], other["appId"])
+    assert shell.json("app", "authorizations", owner["appId"]) == []
+    assert "authorization-unknown" in shell.run("app", "unauthorize", owner["appId"], other["appId"], code=1).stderr
+
+
 def test_devices_are_registered_shown_and_deleted(shell: Shell) -> None:
     made = shell.json("device", "register", "reg-1", *PRODUCT, "--name", "first", "--with-token")
     assert {"deviceId", "nodeId", "verifyCode", "psk", "targetToken"} == set(made)

@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from openiodm.access.model import Actor, ApplicationKey
 from openiodm.clock import Instant
 from openiodm.errors import Reason, Refusal
 from openiodm.http.routes import json_response
 from openiodm.northbound.compat.edge import COMMON, FAMILIES, CompatEdge, family_of
-from openiodm.northbound.compat.fields import own_application, paging
+from openiodm.northbound.compat.fields import paging
 from openiodm.northbound.compat.times import format_time, parse_time
 
 TASKS, PACKAGES = "/iodm/northbound/v1.5.0/operations", "/iodm/northbound/v1.5.0/category"
@@ -181,11 +180,3 @@ def test_paging_outside_its_range_is_refused(page_no: str | None, page_size: str
     with pytest.raises(Refusal) as refused:
         paging(page_no, page_size, default=10, most=100)
     assert refused.value.reason is Reason.BAD_PAGING
-
-
-def test_only_the_callers_own_application_may_be_named() -> None:
-    actor = Actor(ApplicationKey(1), "me")
-    own_application(actor, None, "", "me")
-    with pytest.raises(Refusal) as refused:
-        own_application(actor, "me", "you")
-    assert refused.value.reason is Reason.APPLICATION_UNKNOWN

@@ -92,6 +92,35 @@ class AccessCommands:
 
         await self._writer.run(change)
 
+    async def authorize(self, actor: Actor, app_id: str) -> None:
+        """From now on that application may act on this one's things. A repeat changes nothing.
+
+        Raises:
+            Refusal: APPLICATION_UNKNOWN, or BAD_INPUT where it is this one itself.
+        """
+        if app_id == actor.app_id:
+            raise Refusal(Reason.BAD_INPUT, "an application needs no authorization of its own", field="appId")
+
+        async def authorize(work: AccessWork) -> None:
+            other = await _existing(work.access, app_id)
+            await work.access.authorize(actor.application, other.key, self._clock.now())
+
+        await self._writer.run(authorize)
+
+    async def unauthorize(self, actor: Actor, app_id: str) -> None:
+        """From now on that application is refused again.
+
+        Raises:
+            Refusal: AUTHORIZATION_UNKNOWN; it had none, or does not exist.
+        """
+
+        async def unauthorize(work: AccessWork) -> None:
+            other = await work.access.application(app_id)
+            if other is None or not await work.access.unauthorize(actor.application, other.key):
+                raise Refusal(Reason.AUTHORIZATION_UNKNOWN, "that application is not authorized")
+
+        await self._writer.run(unauthorize)
+
     async def login(self, app_id: str, secret: str) -> Login:
         """New tokens; the newest access token wins (contract 2.1): earlier ones end now, or after the grace.
 

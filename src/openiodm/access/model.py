@@ -22,10 +22,14 @@ PRODUCT_BYTES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """On whose behalf a command runs. Commands and queries take one; rows of other applications do not exist for it."""
+    """On whose behalf a command runs. Commands and queries take one; rows of other applications do not exist for it.
+
+    `caller` is who asked, where it is not the application itself: another one that it has authorized.
+    """
 
     application: ApplicationKey
     app_id: str
+    caller: str | None = None
 
 
 class TokenKind(StrEnum):
@@ -50,6 +54,15 @@ class Application:
     def actor(self) -> Actor:
         """The application acting for itself: what the command line and the device protocols use."""
         return Actor(self.key, self.app_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """One application may act on another's things; `app_id` and `name` are those of the other one of the two."""
+
+    app_id: str
+    name: str
+    since: Instant
 
 
 @dataclass(frozen=True, slots=True)

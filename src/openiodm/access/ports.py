@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 from openiodm.access.model import (
     Application,
     ApplicationKey,
+    Authorization,
     Gateway,
     GatewayToken,
     GatewayTokenKey,
@@ -31,6 +32,18 @@ class AccessReads(Protocol):
 
     async def token_holder(self, token_hash: str) -> TokenHolder | None:
         """Whose access token that is, valid or not: one indexed read."""
+        ...
+
+    async def named(self, caller: ApplicationKey, app_id: str) -> tuple[Application, bool] | None:
+        """The application that a call names, and whether it has authorized the caller."""
+        ...
+
+    async def authorized_by(self, application: ApplicationKey) -> Sequence[Authorization]:
+        """Whom the application has authorized."""
+        ...
+
+    async def authorizing(self, application: ApplicationKey) -> Sequence[Authorization]:
+        """Who has authorized the application."""
         ...
 
     async def gateway(self, token_hash: str) -> Gateway | None:
@@ -63,6 +76,14 @@ class AccessRows(AccessReads, Protocol):
 
     async def set_device_tokens(self, application: ApplicationKey, *, target: bool, gateway: bool) -> None:
         """Which tokens its devices may use."""
+        ...
+
+    async def authorize(self, application: ApplicationKey, other: ApplicationKey, now: Instant) -> bool:
+        """Lets `other` act on the application's things; False when it may already."""
+        ...
+
+    async def unauthorize(self, application: ApplicationKey, other: ApplicationKey) -> bool:
+        """Takes it back; False when there is no such authorization."""
         ...
 
     async def insert_token(

@@ -2,8 +2,9 @@
 
 import hmac
 from collections.abc import Sequence
+from dataclasses import replace
 
-from openiodm.access.model import Actor, Application, Gateway, GatewayToken, hash_secret
+from openiodm.access.model import Actor, Application, Authorization, Gateway, GatewayToken, hash_secret
 from openiodm.access.ports import AccessReads
 from openiodm.clock import Clock
 from openiodm.errors import Reason, Refusal
@@ -30,6 +31,30 @@ class AccessQueries:
         if holder.frozen:
             raise Refusal(Reason.APPLICATION_FROZEN)
         return holder.actor
+
+    async def acting_for(self, actor: Actor, app_id: str) -> Actor:
+        """The caller, acting on the things of the application that it names: itself, or one that has authorized it.
+
+        Raises:
+            Refusal: APPLICATION_UNKNOWN; APPLICATION_UNAUTHORIZED, also while that application is frozen.
+        """
+        if app_id == actor.app_id:
+            return actor
+        found = await self._reads.named(actor.application, app_id)
+        if found is None:
+            raise Refusal(Reason.APPLICATION_UNKNOWN, "there is no such application")
+        application, authorized = found
+        if not authorized or application.frozen:
+            raise Refusal(Reason.APPLICATION_UNAUTHORIZED, "that application has not authorized the caller")
+        return replace(actor, application=application.key, app_id=application.app_id, caller=actor.app_id)
+
+    async def authorized_by(self, actor: Actor) -> Sequence[Authorization]:
+        """Whom the application has authorized, oldest first."""
+        return await self._reads.authorized_by(actor.application)
+
+    async def authorizing(self, actor: Actor) -> Sequence[Authorization]:
+        """Who has authorized the application, oldest first."""
+        return await self._reads.authorizing(actor.application)
 
     async def gateway(self, token: str) -> Gateway | None:
         """What a presented gateway token stands for; None when it is not valid or the application allows none."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 app = typer.Typer(
-    no_args_is_help=True, help="Applications, on the database itself: create, list, rotate, gateway-token."
+    no_args_is_help=True, help="Applications, on the database itself: create, rotate, authorize, gateway-token."
 )
 
 COLUMNS: tuple[tables.Column, ...] = (
@@ -27,6 +27,12 @@ COLUMNS: tuple[tables.Column, ...] = (
     ("target tokens", field("targetTokens")),
     ("gateway tokens", field("gatewayTokens")),
     ("frozen", field("frozen")),
+)
+
+AUTHORIZATION_COLUMNS: tuple[tables.Column, ...] = (
+    ("may act for it", field("mayActForIt")),
+    ("app id", field("appId")),
+    ("name", field("name")),
 )
 
 AppId = Annotated[str, typer.Argument(metavar="APP_ID")]
@@ -88,6 +94,66 @@ def rotate(
         return {"appId": credentials.app_id, "secret": credentials.secret}
 
     _print(with_rooms(load_settings(config, database, data_dir), change), as_json=as_json)
+
+
+OtherAppId = Annotated[str, typer.Argument(metavar="OTHER_APP_ID", help="The application that may act for it.")]
+
+
+@app.command()
+def authorize(
+    app_id: AppId,
+    other_app_id: OtherAppId,
+    config: options.ConfigFile = None,
+    database: options.Database = None,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Let another application act on this one's devices, groups and subscriptions."""
+
+    async def change(rooms: "Rooms") -> None:
+        await rooms.access.authorize((await rooms.access_queries.application(app_id)).actor, other_app_id)
+
+    with_rooms(load_settings(config, database, data_dir), change)
+
+
+@app.command()
+def unauthorize(
+    app_id: AppId,
+    other_app_id: OtherAppId,
+    config: options.ConfigFile = None,
+    database: options.Database = None,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Take such an authorization back."""
+
+    async def change(rooms: "Rooms") -> None:
+        await rooms.access.unauthorize((await rooms.access_queries.application(app_id)).actor, other_app_id)
+
+    with_rooms(load_settings(config, database, data_dir), change)
+
+
+@app.command()
+def authorizations(
+    app_id: AppId,
+    config: options.ConfigFile = None,
+    database: options.Database = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """List who may act for an application, and for whom it may act."""
+
+    async def read(rooms: "Rooms") -> list[dict[str, Any]]:
+        actor = (await rooms.access_queries.application(app_id)).actor
+        both = (
+            (True, await rooms.access_queries.authorized_by(actor)),
+            (False, await rooms.access_queries.authorizing(actor)),
+        )
+        return [{"mayActForIt": granted, "appId": a.app_id, "name": a.name} for granted, found in both for a in found]
+
+    found = with_rooms(load_settings(config, database, data_dir), read)
+    if as_json:
+        tables.print_json(found)
+    else:
+        tables.print_table(found, AUTHORIZATION_COLUMNS)
 
 
 @app.command("gateway-token")

@@ -111,6 +111,8 @@ def _reasons(route: Route) -> list[Reason]:
     reasons = list(route.refusals)
     if route.query is not None or route.body is not None or route.streams_body or "{" in route.path:
         reasons.append(Reason.BAD_INPUT)
+    if route.acts_for:
+        reasons += [Reason.APPLICATION_UNKNOWN, Reason.APPLICATION_UNAUTHORIZED]
     if route.needs is Needs.APPLICATION:
         reasons += [Reason.TOKEN_INVALID, Reason.APPLICATION_FROZEN, Reason.THROTTLED]
     return reasons

@@ -2,7 +2,8 @@
 
 A `Route` declares its permission, query, body and answer types; `Api` turns requests into a `Call` (or a `Refusal`)
 and answers into bytes. What a refusal looks like on the wire is the `Edge`'s business, so that two APIs with
-different error bodies share this file. Order of checks: credentials, flow control, query, body, handler.
+different error bodies share this file. Order of checks: credentials, flow control (which counts on the caller), query,
+body, the application that the caller acts for, handler.
 """
 
 import re
@@ -47,17 +48,20 @@ class Call:
     """
 
     request: Request
-    actor: Actor | None
+    authenticated: Actor | None
     path: Mapping[str, str]
     query: Any
     body: Any
     raw: bytes = b""
 
     @property
-    def caller(self) -> Actor:
-        """The authenticated application; a route that `Needs.APPLICATION` always has one."""
-        assert self.actor is not None
-        return self.actor
+    def actor(self) -> Actor:
+        """On whose behalf: the calling application, or the one named by a member that the route `acts_for`.
+
+        A route that `Needs.APPLICATION` always has one.
+        """
+        assert self.authenticated is not None
+        return self.authenticated
 
 
 Handler = Callable[[Call], Awaitable[Any]]
@@ -69,6 +73,7 @@ class Route:
 
     `handler` returns a value of type `answer` (encoded as JSON), a ready `Response`, or None (empty answer).
     `bad_input` gives the reason for a query or body member that does not parse, where it is not `BAD_INPUT`.
+    `acts_for` names the members of query and body, as they are sent, that name the application to act for.
     """
 
     method: str
@@ -83,6 +88,7 @@ class Route:
     description: str = ""
     bad_input: Callable[[str | None], Reason] = lambda _field: Reason.BAD_INPUT
     refusals: Sequence[Reason] = ()
+    acts_for: Sequence[str] = ()
     request_media: str = "application/json"  # of a streamed body, when `body` is None and there is one
     answer_media: Sequence[str] = ("application/json",)
     streams_body: bool = False
@@ -125,6 +131,14 @@ class Guard(Protocol):
 
         Raises:
             Refusal: THROTTLED.
+        """
+        ...
+
+    async def acting_for(self, actor: Actor, app_id: str) -> Actor:
+        """The caller, acting for the application that it names.
+
+        Raises:
+            Refusal: APPLICATION_UNKNOWN, APPLICATION_UNAUTHORIZED.
         """
         ...
 
@@ -190,6 +204,20 @@ def parse_json(raw: bytes, into: Any, bad_input: Callable[[str | None], Reason])
         raise Refusal(Reason.BAD_INPUT, f"the body is not JSON: {error}") from error
 
 
+def application_named(route: Route, query: Any, body: Any) -> str | None:
+    """The application that a call is to act for. Empty is not given; members that contradict each other are refused."""
+    found: dict[str, str] = {}
+    for struct in (query, body):
+        if isinstance(struct, msgspec.Struct) and route.acts_for:
+            for member in msgspec.structs.fields(struct):
+                if member.encode_name in route.acts_for and (value := getattr(struct, member.name)):
+                    found[value] = member.encode_name
+    if len(found) > 1:
+        field = list(found.values())[-1]
+        raise Refusal(route.bad_input(field), "two different applications are named", field=field)
+    return next(iter(found), None)
+
+
 class _Path:
     """All methods of one path, as an ASGI application."""
 
@@ -222,6 +250,8 @@ class _Path:
             if route.body is not None:
                 raw = await read_body(request)
                 body = parse_json(raw, route.body, route.bad_input)
+            if actor is not None and (app_id := application_named(route, query, body)):
+                actor = await self._guard.acting_for(actor, app_id)
             result = await route.handler(Call(request, actor, request.path_params, query, body, raw))
         except Refusal as refusal:
             log.info("request_refused", path=request.url.path, reason=refusal.reason, field=refusal.field)

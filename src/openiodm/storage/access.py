@@ -7,6 +7,7 @@ from openiodm.access.model import (
     Actor,
     Application,
     ApplicationKey,
+    Authorization,
     Gateway,
     GatewayToken,
     GatewayTokenKey,
@@ -43,6 +44,27 @@ SELECT t.id, t.name, p.device_type, p.model, p.manufacturer_name, t.created_at
 FROM gateway_token t JOIN product p ON p.id = t.product_id
 WHERE t.application_id = $1 AND t.deleted_at IS NULL ORDER BY t.id
 """
+# $1 is who calls, $2 whom it names.
+_NAMED = f"""
+SELECT {_APPLICATION}, g.application_id IS NOT NULL
+FROM application a LEFT JOIN application_authorization g ON g.application_id = a.id AND g.authorized_id = $1
+WHERE a.app_id = $2 AND a.deleted_at IS NULL
+"""
+_GRANTED = """
+SELECT a.app_id, a.name, g.created_at
+FROM application_authorization g JOIN application a ON a.id = g.authorized_id
+WHERE g.application_id = $1 AND a.deleted_at IS NULL ORDER BY g.created_at, a.id
+"""
+_RECEIVED = """
+SELECT a.app_id, a.name, g.created_at
+FROM application_authorization g JOIN application a ON a.id = g.application_id
+WHERE g.authorized_id = $1 AND a.deleted_at IS NULL ORDER BY g.created_at, a.id
+"""
+_AUTHORIZE = """
+INSERT INTO application_authorization (application_id, authorized_id, created_at) VALUES ($1, $2, $3)
+ON CONFLICT (application_id, authorized_id) DO NOTHING
+"""
+_UNAUTHORIZE = "DELETE FROM application_authorization WHERE application_id = $1 AND authorized_id = $2"
 _INSERT_APPLICATION = """
 INSERT INTO application (app_id, name, secret_hash, target_tokens, gateway_tokens, created_at)
 VALUES ($1, $2, $3, TRUE, TRUE, $4)
@@ -97,6 +119,19 @@ class AccessReads:
             return None
         return TokenHolder(Actor(row[0], row[1]), Instant(row[2]), row[3] is not None)
 
+    async def named(self, caller: ApplicationKey, app_id: str) -> tuple[Application, bool] | None:
+        """One indexed read."""
+        row = await self._reader.fetchrow(_NAMED, caller, app_id)
+        return None if row is None else (_application(row), bool(row[6]))
+
+    async def authorized_by(self, application: ApplicationKey) -> Sequence[Authorization]:
+        """Oldest first."""
+        return [_authorization(row) for row in await self._reader.fetch(_GRANTED, application)]
+
+    async def authorizing(self, application: ApplicationKey) -> Sequence[Authorization]:
+        """Oldest first."""
+        return [_authorization(row) for row in await self._reader.fetch(_RECEIVED, application)]
+
     async def gateway(self, token_hash: str) -> Gateway | None:
         """One indexed read."""
         row = await self._reader.fetchrow(_GATEWAY, token_hash)
@@ -141,6 +176,14 @@ class AccessRows(AccessReads):
             gateway,
         )
 
+    async def authorize(self, application: ApplicationKey, other: ApplicationKey, now: Instant) -> bool:
+        """A repeat keeps the first moment."""
+        return await self._tx.execute(_AUTHORIZE, application, other, now) == 1
+
+    async def unauthorize(self, application: ApplicationKey, other: ApplicationKey) -> bool:
+        """Deletes it."""
+        return await self._tx.execute(_UNAUTHORIZE, application, other) == 1
+
     async def insert_token(
         self, application: ApplicationKey, kind: TokenKind, token_hash: str, now: Instant, expires_at: Instant
     ) -> None:
@@ -180,6 +223,10 @@ class AccessRows(AccessReads):
     async def revoke_gateway_token(self, application: ApplicationKey, token: GatewayTokenKey, now: Instant) -> bool:
         """Soft-deleted."""
         return await self._tx.execute(_REVOKE_GATEWAY, application, token, now) == 1
+
+
+def _authorization(row: Row) -> Authorization:
+    return Authorization(row[0], row[1], Instant(row[2]))
 
 
 def _application(row: Row) -> Application:

@@ -62,6 +62,17 @@ application = Table(
     sqlite_autoincrement=True,
 )
 
+# application_id lets authorized_id act on its things (the contract's appId and accessAppId).
+application_authorization = Table(
+    "application_authorization",
+    metadata,
+    Column("application_id", BigId, ForeignKey("application.id"), primary_key=True),
+    Column("authorized_id", BigId, ForeignKey("application.id"), primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    CheckConstraint("application_id <> authorized_id", name="not_itself"),
+    Index(None, "authorized_id"),
+)
+
 # The rate limit's bucket, one row an application, used where several servers share a database.
 flow_control = Table(
     "flow_control",

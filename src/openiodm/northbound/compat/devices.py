@@ -16,12 +16,13 @@ from openiodm.devices.model import DeviceChange, DeviceFilter, DeviceStatus, New
 from openiodm.devices.queries import DeviceQueries, SeenDevice
 from openiodm.errors import Reason, Refusal
 from openiodm.http.routes import Call, Needs, Route
-from openiodm.northbound.compat.fields import Number, Text, given, own_application, paging
+from openiodm.northbound.compat.fields import Number, Text, given, paging
 from openiodm.northbound.compat.times import format_time, parse_time
 
 CREDENTIALS = "/iocm/app/reg/v1.1.0/deviceCredentials"
 DEVICES = "/iocm/app/dm/v1.4.0/devices"
 NODE_TYPE = "GATEWAY"
+ACTS_FOR = ("appId",)  # section 1.1
 PAGE_SIZE, PAGE_SIZE_MOST = 25, 250
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -175,7 +176,7 @@ class DeviceList(msgspec.Struct, rename="camel"):
 
 
 class AppQuery(msgspec.Struct, rename="camel"):
-    """appId may name the caller only."""
+    """Whose device it is: the caller's, or that of an application that has authorized it."""
 
     app_id: Text = ""
 
@@ -208,7 +209,7 @@ class ListQuery(msgspec.Struct, rename="camel"):
 def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
     """The seven calls."""
     api = _Devices(commands, queries)
-    app, unknown = Reason.APPLICATION_UNKNOWN, Reason.DEVICE_UNKNOWN
+    unknown = Reason.DEVICE_UNKNOWN
     taken = (Reason.NODE_ID_TAKEN, Reason.VERIFY_CODE_TAKEN)
     return [
         Route(
@@ -217,10 +218,11 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             api.register,
             Needs.APPLICATION,
             "Register a device",
+            acts_for=ACTS_FOR,
             query=AppQuery,
             body=RegisterBody,
             answer=RegisterAnswer,
-            refusals=(app, *taken),
+            refusals=taken,
         ),
         Route(
             "PUT",
@@ -228,10 +230,11 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             api.refresh_credentials,
             Needs.APPLICATION,
             "Give a device new credentials",
+            acts_for=ACTS_FOR,
             query=AppQuery,
             body=RefreshBody,
             answer=RefreshAnswer,
-            refusals=(app, unknown, *taken),
+            refusals=(unknown, *taken),
         ),
         Route(
             "GET",
@@ -239,9 +242,10 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             api.activation,
             Needs.APPLICATION,
             "Activation status",
+            acts_for=ACTS_FOR,
             query=AppQuery,
             answer=Activation,
-            refusals=(app, unknown),
+            refusals=(unknown,),
         ),
         Route(
             "GET",
@@ -249,9 +253,9 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             api.list_devices,
             Needs.APPLICATION,
             "Device list",
+            acts_for=ACTS_FOR,
             query=ListQuery,
             answer=DeviceList,
-            refusals=(app,),
         ),
         Route(
             "GET",
@@ -259,9 +263,10 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             api.get_device,
             Needs.APPLICATION,
             "One device",
+            acts_for=ACTS_FOR,
             query=AppQuery,
             answer=DeviceObject,
-            refusals=(app, unknown),
+            refusals=(unknown,),
         ),
         Route(
             "PUT",
@@ -269,10 +274,11 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             api.modify_device,
             Needs.APPLICATION,
             "Modify a device",
+            acts_for=ACTS_FOR,
             query=AppQuery,
             body=ModifyBody,
             status=204,
-            refusals=(app, unknown),
+            refusals=(unknown,),
         ),
         Route(
             "DELETE",
@@ -280,9 +286,10 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             api.delete_device,
             Needs.APPLICATION,
             "Delete a device",
+            acts_for=ACTS_FOR,
             query=DeleteQuery,
             status=204,
-            refusals=(app, unknown),
+            refusals=(unknown,),
         ),
     ]
 
@@ -293,15 +300,13 @@ class _Devices:
         self._queries = queries
 
     async def register(self, call: Call) -> RegisterAnswer:
-        own_application(call.caller, call.query.app_id)
-        done = await self._commands.register(call.caller, _new_device(call.body))
+        done = await self._commands.register(call.actor, _new_device(call.body))
         return RegisterAnswer(done.device_id, done.verify_code, done.timeout_s, done.psk)
 
     async def refresh_credentials(self, call: Call) -> RefreshAnswer:
-        own_application(call.caller, call.query.app_id)
         body: RefreshBody = call.body
         done = await self._commands.refresh_credentials(
-            call.caller,
+            call.actor,
             call.path["deviceId"],
             node_id=given(body.node_id),
             verify_code=given(body.verify_code),
@@ -317,16 +322,14 @@ class _Devices:
         return _object(await self._one(call))
 
     async def _one(self, call: Call) -> SeenDevice:
-        own_application(call.caller, call.query.app_id)
-        return await self._queries.device(call.caller, call.path["deviceId"])
+        return await self._queries.device(call.actor, call.path["deviceId"])
 
     async def list_devices(self, call: Call) -> DeviceList:
         query: ListQuery = call.query
-        own_application(call.caller, query.app_id)
         if not query.gateway_id and not query.page_no:
             raise Refusal(Reason.BAD_PAGING, "gatewayId and pageNo are both empty", field="pageNo")
         page = Page(*paging(query.page_no, query.page_size, default=PAGE_SIZE, most=PAGE_SIZE_MOST))
-        wanted = _filter(call.caller, query)
+        wanted = _filter(call.actor, query)
         total, found = 0, []
         if query.node_type in ("", NODE_TYPE):
             newest_first = query.sort != "ASC"
@@ -335,13 +338,11 @@ class _Devices:
         return DeviceList(total, page.number, page.size, found)
 
     async def modify_device(self, call: Call) -> Response:
-        own_application(call.caller, call.query.app_id)
-        await self._commands.modify(call.caller, call.path["deviceId"], _change(call.body))
+        await self._commands.modify(call.actor, call.path["deviceId"], _change(call.body))
         return Response(status_code=204)
 
     async def delete_device(self, call: Call) -> Response:
-        own_application(call.caller, call.query.app_id)
-        await self._commands.delete(call.caller, call.path["deviceId"])
+        await self._commands.delete(call.actor, call.path["deviceId"])
         return Response(status_code=204)
 
 
@@ -378,9 +379,9 @@ def _rest(told: msgspec.Struct) -> dict[str, Any]:
     return {f.encode_name: getattr(told, f.name) for f in msgspec.structs.fields(told) if f.name not in _COLUMNS}
 
 
-def _filter(caller: Actor, query: ListQuery) -> DeviceFilter:
+def _filter(actor: Actor, query: ListQuery) -> DeviceFilter:
     return DeviceFilter(
-        caller.application,
+        actor.application,
         device_id=given(query.gateway_id),
         device_type=given(query.device_type),
         name=given(query.name),

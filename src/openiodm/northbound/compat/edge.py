@@ -56,6 +56,7 @@ COMMON: dict[Reason, No] = {
     R.APPLICATION_FROZEN: _TOKEN,
     R.THROTTLED: No(403, "1010009", "app throttle exceed."),
     R.APPLICATION_UNKNOWN: No(403, "100203", "The application is not existed."),
+    R.APPLICATION_UNAUTHORIZED: No(403, "100217", "The application hasn't been authorized."),
     R.STORE_FULL: _OUR_FAULT,
 }
 

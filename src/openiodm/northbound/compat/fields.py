@@ -1,4 +1,4 @@
-"""Types and checks that the routes of the compatible API share: bounded texts, paging, the application named.
+"""Types and checks that the routes of the compatible API share: bounded texts and paging.
 
 An empty query value is one that was not given (DECISIONS 26), so numbers come as texts and are read here.
 """
@@ -7,7 +7,6 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from openiodm.access.model import Actor
 from openiodm.errors import Reason, Refusal
 
 Text = Annotated[str, Meta(max_length=256)]
@@ -37,14 +36,3 @@ def _number(text: str | None, field: str, default: int, least: int, most: int | 
     if value < least or (most is not None and value > most):
         raise Refusal(bad, f"{field} is out of range", field=field)
     return value
-
-
-def own_application(actor: Actor, *app_ids: str | None) -> None:
-    """appId and accessAppId may name the caller only: there is no authorisation of one application by another.
-
-    Raises:
-        Refusal: APPLICATION_UNKNOWN; whether there is such an application is not told.
-    """
-    for app_id in app_ids:
-        if app_id and app_id != actor.app_id:
-            raise Refusal(Reason.APPLICATION_UNKNOWN, "not the caller's own appId", field="appId")

@@ -3,7 +3,7 @@
 Their errors come with HTTP 200 as the contract shows them, unless the edge is told otherwise.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -14,12 +14,14 @@ from openiodm.devices.model import Group, GroupChange, NewGroup, Page
 from openiodm.devices.queries import GroupQueries
 from openiodm.errors import Reason
 from openiodm.http.routes import Call, Needs, Route
-from openiodm.northbound.compat.fields import Number, Text, given, own_application, paging
+from openiodm.northbound.compat.fields import Number, Text, given, paging
 
 GROUPS = "/iocm/app/devgroup/v1.3.0/devGroups"
 MEMBERS = "/iocm/app/dm/v1.2.0/devices/ids"
 ADD = "/iocm/app/dm/v1.1.0/devices/addDevGroupTagToDevices"
 REMOVE = "/iocm/app/dm/v1.1.0/devices/deleteDevGroupTagFromDevices"
+
+ACTS_FOR = ("accessAppId", "appId")  # the published pages name it by either (section 5.5)
 
 GROUP_PAGE_SIZE, GROUP_PAGE_SIZE_MOST = 1, 500
 MEMBER_PAGE_SIZE, MEMBER_PAGE_SIZE_MOST = 10, 1000
@@ -106,7 +108,7 @@ class Added(msgspec.Struct, rename="camel"):
 
 
 class AppQuery(msgspec.Struct, rename="camel"):
-    """Either may name the caller only."""
+    """Whose groups: the caller's, or those of an application that has authorized it."""
 
     access_app_id: Text = ""
     app_id: Text = ""
@@ -135,7 +137,7 @@ class MembersQuery(msgspec.Struct, rename="camel"):
 def routes(commands: GroupCommands, queries: GroupQueries) -> list[Route]:
     """The eight calls."""
     api = _Groups(commands, queries)
-    app, unknown = Reason.APPLICATION_UNKNOWN, Reason.GROUP_UNKNOWN
+    unknown = Reason.GROUP_UNKNOWN
     members = (Reason.GROUP_TOO_MANY_DEVICES, Reason.DEVICE_UNKNOWN, Reason.GROUP_FULL)
     one = GROUPS + "/{devGroupId}"
     return [
@@ -145,11 +147,12 @@ def routes(commands: GroupCommands, queries: GroupQueries) -> list[Route]:
             api.create_group,
             Needs.APPLICATION,
             "Create a group",
+            acts_for=ACTS_FOR,
             query=AppQuery,
             body=CreateBody,
             answer=CreatedGroup,
             status=201,
-            refusals=(app, Reason.GROUP_NAME_TAKEN, *members),
+            refusals=(Reason.GROUP_NAME_TAKEN, *members),
         ),
         Route(
             "GET",
@@ -157,9 +160,9 @@ def routes(commands: GroupCommands, queries: GroupQueries) -> list[Route]:
             api.list_groups,
             Needs.APPLICATION,
             "Group list",
+            acts_for=ACTS_FOR,
             query=ListQuery,
             answer=GroupList,
-            refusals=(app,),
         ),
         Route(
             "GET",
@@ -167,9 +170,10 @@ def routes(commands: GroupCommands, queries: GroupQueries) -> list[Route]:
             api.get_group,
             Needs.APPLICATION,
             "One group",
+            acts_for=ACTS_FOR,
             query=AppQuery,
             answer=GroupObject,
-            refusals=(app, unknown),
+            refusals=(unknown,),
         ),
         Route(
             "PUT",
@@ -177,10 +181,11 @@ def routes(commands: GroupCommands, queries: GroupQueries) -> list[Route]:
             api.modify_group,
             Needs.APPLICATION,
             "Modify a group",
+            acts_for=ACTS_FOR,
             query=AppQuery,
             body=ModifyBody,
             answer=GroupObject,
-            refusals=(app, unknown, Reason.GROUP_NAME_TAKEN, Reason.GROUP_FULL),
+            refusals=(unknown, Reason.GROUP_NAME_TAKEN, Reason.GROUP_FULL),
         ),
         Route(
             "DELETE",
@@ -188,8 +193,9 @@ def routes(commands: GroupCommands, queries: GroupQueries) -> list[Route]:
             api.delete_group,
             Needs.APPLICATION,
             "Delete a group",
+            acts_for=ACTS_FOR,
             query=AppQuery,
-            refusals=(app, unknown),
+            refusals=(unknown,),
         ),
         Route(
             "GET",
@@ -197,9 +203,10 @@ def routes(commands: GroupCommands, queries: GroupQueries) -> list[Route]:
             api.list_members,
             Needs.APPLICATION,
             "Devices of a group",
+            acts_for=ACTS_FOR,
             query=MembersQuery,
             answer=MemberList,
-            refusals=(app, unknown),
+            refusals=(unknown,),
         ),
         Route(
             "POST",
@@ -207,10 +214,11 @@ def routes(commands: GroupCommands, queries: GroupQueries) -> list[Route]:
             api.add_members,
             Needs.APPLICATION,
             "Add devices to a group",
+            acts_for=ACTS_FOR,
             query=AppQuery,
             body=MembersBody,
             answer=Added,
-            refusals=(app, unknown, *members),
+            refusals=(unknown, *members),
         ),
         Route(
             "POST",
@@ -218,9 +226,10 @@ def routes(commands: GroupCommands, queries: GroupQueries) -> list[Route]:
             api.remove_members,
             Needs.APPLICATION,
             "Remove devices from a group",
+            acts_for=ACTS_FOR,
             query=AppQuery,
             body=MembersBody,
-            refusals=(app, unknown, Reason.GROUP_TOO_MANY_DEVICES),
+            refusals=(unknown, Reason.GROUP_TOO_MANY_DEVICES),
         ),
     ]
 
@@ -232,68 +241,56 @@ class _Groups:
 
     async def create_group(self, call: Call) -> CreatedGroup:
         body: CreateBody = call.body
-        own_application(call.caller, call.query.access_app_id, call.query.app_id, body.app_id)
         ids = tuple(dict.fromkeys(body.device_ids or ()))
         new = NewGroup(body.name, body.description, body.max_dev_num or 0, ids)
-        g = await self._commands.create(call.caller, new)
+        g = await self._commands.create(call.actor, new)
         return CreatedGroup(
-            g.name, g.description, g.group_id, call.caller.app_id, g.max_devices, g.device_count, list(ids)
+            g.name, g.description, g.group_id, call.actor.app_id, g.max_devices, g.device_count, list(ids)
         )
 
     async def list_groups(self, call: Call) -> GroupList:
-        query: ListQuery = _own(call)
+        query: ListQuery = call.query
         page = _page(query, GROUP_PAGE_SIZE, GROUP_PAGE_SIZE_MOST)
-        total, groups = await self._queries.groups(call.caller, given(query.name), page)
-        return GroupList(total, page.number, page.size, [_object(g, call.caller) for g in groups])
+        total, groups = await self._queries.groups(call.actor, given(query.name), page)
+        return GroupList(total, page.number, page.size, [_object(g, call.actor) for g in groups])
 
     async def get_group(self, call: Call) -> GroupObject:
-        _own(call)
-        return _object(await self._queries.group(call.caller, call.path["devGroupId"]), call.caller)
+        return _object(await self._queries.group(call.actor, call.path["devGroupId"]), call.actor)
 
     async def modify_group(self, call: Call) -> GroupObject:
-        _own(call)
         body: ModifyBody = call.body
         change = GroupChange(body.name, body.description, body.max_dev_num)
-        return _object(await self._commands.modify(call.caller, call.path["devGroupId"], change), call.caller)
+        return _object(await self._commands.modify(call.actor, call.path["devGroupId"], change), call.actor)
 
     async def delete_group(self, call: Call) -> None:
-        _own(call)
-        await self._commands.delete(call.caller, call.path["devGroupId"])
+        await self._commands.delete(call.actor, call.path["devGroupId"])
 
     async def list_members(self, call: Call) -> MemberList:
-        query: MembersQuery = _own(call)
+        query: MembersQuery = call.query
         page = _page(query, MEMBER_PAGE_SIZE, MEMBER_PAGE_SIZE_MOST)
-        total, ids = await self._queries.members(call.caller, query.dev_group_id, page)
+        total, ids = await self._queries.members(call.actor, query.dev_group_id, page)
         return MemberList(total, page.number, page.size, list(ids))
 
     async def add_members(self, call: Call) -> Added:
-        _own(call)
         body: MembersBody = call.body
-        await self._commands.add(call.caller, body.dev_group_id, body.device_ids)
+        await self._commands.add(call.actor, body.dev_group_id, body.device_ids)
         return Added(body.dev_group_id, body.device_ids)
 
     async def remove_members(self, call: Call) -> None:
-        _own(call)
         body: MembersBody = call.body
-        await self._commands.remove(call.caller, body.dev_group_id, body.device_ids)
-
-
-def _own(call: Call) -> Any:
-    """The query, once the applications that it names are the caller."""
-    own_application(call.caller, call.query.access_app_id, call.query.app_id)
-    return call.query
+        await self._commands.remove(call.actor, body.dev_group_id, body.device_ids)
 
 
 def _page(query: ListQuery | MembersQuery, default: int, most: int) -> Page:
     return Page(*paging(query.page_no, query.page_size, default=default, most=most))
 
 
-def _object(group: Group, caller: Actor) -> GroupObject:
+def _object(group: Group, actor: Actor) -> GroupObject:
     return GroupObject(
         group.name,
         group.description,
         group.group_id,
-        caller.app_id,
+        actor.app_id,
         group.max_devices,
         group.device_count,
         creator=None,

@@ -39,3 +39,11 @@ class CompatGuard:
             Refusal: THROTTLED.
         """
         await self._flow.admit(actor.application)
+
+    async def acting_for(self, actor: Actor, app_id: str) -> Actor:
+        """The caller, acting for the application that it names.
+
+        Raises:
+            Refusal: APPLICATION_UNKNOWN, APPLICATION_UNAUTHORIZED.
+        """
+        return await self._access.acting_for(actor, app_id)

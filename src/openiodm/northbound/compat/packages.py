@@ -108,15 +108,15 @@ class _Category:
         page_no, page_size = paging(
             query.page_no, query.page_size, default=DEFAULT_PAGE_SIZE, most=MAX_PAGE_SIZE, bad=Reason.BAD_FILTER
         )
-        page = await self._queries.page(call.caller, wanted, page_no=page_no, page_size=page_size)
+        page = await self._queries.page(call.actor, wanted, page_no=page_no, page_size=page_size)
         return CategoryList([_info(p) for p in page.items], page_no, page_size, page.total)
 
     async def get_category(self, call: Call) -> CategoryInfo:
-        return _info(await self._queries.one(call.caller, checked_file_id(call.path["fileId"])))
+        return _info(await self._queries.one(call.actor, checked_file_id(call.path["fileId"])))
 
     async def delete_category(self, call: Call) -> None:
         """None is answered as 200 with an empty body and a Content-Type, which the contract's SDK insists on."""
-        await self._commands.delete(call.caller, checked_file_id(call.path["fileId"]))
+        await self._commands.delete(call.actor, checked_file_id(call.path["fileId"]))
 
 
 def _info(package: Package) -> CategoryInfo:

@@ -267,17 +267,17 @@ class _Operations:
 
     async def _create(self, call: Call, kind: CampaignKind) -> CreateAnswer:
         key = idempotency_key(call.request.headers, kind, call.raw)
-        earlier = await self._queries.created_with(call.caller, key)
+        earlier = await self._queries.created_with(call.actor, key)
         if earlier is not None:
             return CreateAnswer(earlier)
         asked = new_campaign(call.body, kind, now=self._clock.now(), read_time=parse_time, idempotency=key)
-        return CreateAnswer(await self._commands.create(call.caller, asked))
+        return CreateAnswer(await self._commands.create(call.actor, asked))
 
     async def list_operations(self, call: Call) -> OperationList:
         query: ListQuery = call.query
         page_no, page_size = _page(query.page_no, query.page_size)
         total, campaigns = await self._queries.page(
-            call.caller,
+            call.actor,
             page_no,
             page_size,
             kind=_one_of(_KINDS, query.operation_type, "operationType"),
@@ -291,7 +291,7 @@ class _Operations:
 
     async def get_operation(self, call: Call) -> OperationInfo:
         operation_id = known_operation_id(call.path["operationId"])
-        return _operation(await self._queries.one(call.caller, operation_id))
+        return _operation(await self._queries.one(call.actor, operation_id))
 
     async def list_sub_operations(self, call: Call) -> SubOperationList:
         query: SubOperationQuery = call.query
@@ -299,8 +299,8 @@ class _Operations:
         states: Sequence[UpgradeState] | None
         states = _one_of(_SUBTASK_FILTER, query.sub_operation_status, "subOperationStatus")
         operation_id = known_operation_id(call.path["operationId"])
-        campaign = await self._queries.one(call.caller, operation_id)
-        total, upgrades = await self._queries.upgrades(call.caller, operation_id, page_no, page_size, states)
+        campaign = await self._queries.one(call.actor, operation_id)
+        total, upgrades = await self._queries.upgrades(call.actor, operation_id, page_no, page_size, states)
         return SubOperationList([_sub_operation(campaign, u) for u in upgrades], page_no, page_size, total)
 
 

@@ -1,4 +1,4 @@
-"""Native routes of the calling application itself: which device tokens it allows, and its gateway tokens."""
+"""Native routes of the calling application itself: its device tokens, its gateway tokens, whom it has authorized."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from openiodm.access.commands import AccessCommands
-from openiodm.access.model import NAME_CHARS, Application, GatewayToken, GatewayTokenKey, Product
+from openiodm.access.model import NAME_CHARS, Application, Authorization, GatewayToken, GatewayTokenKey, Product
 from openiodm.access.queries import AccessQueries
 from openiodm.errors import Reason, Refusal
 from openiodm.http.routes import Call, Needs, Route, json_response
@@ -17,6 +17,7 @@ from openiodm.northbound.native.times import moment
 
 APPLICATION = PREFIX + "/application"
 GATEWAY_TOKENS = PREFIX + "/gateway-tokens"
+AUTHORIZATIONS = PREFIX + "/authorizations"
 
 TokenName = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$")]
 
@@ -69,8 +70,23 @@ class GatewayTokenList(msgspec.Struct, rename="camel"):
     items: list[GatewayTokenView]
 
 
+class AuthorizationView(msgspec.Struct, rename="camel"):
+    """The other application of the two, and since when."""
+
+    app_id: str
+    name: str
+    since: datetime
+
+
+class AuthorizationList(msgspec.Struct, rename="camel"):
+    """Both directions, oldest first: who may act on the caller's things, and on whose things the caller may act."""
+
+    granted: list[AuthorizationView]
+    received: list[AuthorizationView]
+
+
 def routes(commands: AccessCommands, queries: AccessQueries) -> list[Route]:
-    """The five operations."""
+    """The eight operations."""
     api = _Application(commands, queries)
     return [
         Route("GET", APPLICATION, api.get_application, Needs.APPLICATION, "Show the caller", answer=ApplicationView),
@@ -112,6 +128,33 @@ def routes(commands: AccessCommands, queries: AccessQueries) -> list[Route]:
             description="Devices that come with it are refused from now on. They stay devices.",
             refusals=(Reason.GATEWAY_TOKEN_UNKNOWN,),
         ),
+        Route(
+            "GET",
+            AUTHORIZATIONS,
+            api.list_authorizations,
+            Needs.APPLICATION,
+            "List who may act for whom",
+            answer=AuthorizationList,
+        ),
+        Route(
+            "PUT",
+            AUTHORIZATIONS + "/{appId}",
+            api.authorize,
+            Needs.APPLICATION,
+            "Let another application act on the caller's things",
+            status=204,
+            description="It then names the caller as `appId` or `accessAppId` in calls of the compatible API.",
+            refusals=(Reason.APPLICATION_UNKNOWN,),
+        ),
+        Route(
+            "DELETE",
+            AUTHORIZATIONS + "/{appId}",
+            api.unauthorize,
+            Needs.APPLICATION,
+            "Take an authorization back",
+            status=204,
+            refusals=(Reason.AUTHORIZATION_UNKNOWN,),
+        ),
     ]
 
 
@@ -121,28 +164,40 @@ class _Application:
         self._queries = queries
 
     async def get_application(self, call: Call) -> ApplicationView:
-        return _application(await self._queries.application(call.caller.app_id))
+        return _application(await self._queries.application(call.actor.app_id))
 
     async def change_application(self, call: Call) -> ApplicationView:
         body: ApplicationBody = call.body
-        app_id = call.caller.app_id
+        app_id = call.actor.app_id
         await self._commands.set_device_tokens(app_id, target=body.target_tokens, gateway=body.gateway_tokens)
         return _application(await self._queries.application(app_id))
 
     async def create_gateway_token(self, call: Call) -> Any:
         body: NewGatewayTokenBody = call.body
         product = Product(body.device_type, body.model, body.manufacturer_name)
-        kept, token = await self._commands.create_gateway_token(call.caller, body.name, product)
+        kept, token = await self._commands.create_gateway_token(call.actor, body.name, product)
         view = NewGatewayTokenView(**msgspec.structs.asdict(_token(kept)), token=token)
         response = json_response(view, 201)
         response.headers["Location"] = f"{GATEWAY_TOKENS}/{view.token_id}"
         return response
 
     async def list_gateway_tokens(self, call: Call) -> GatewayTokenList:
-        return GatewayTokenList([_token(kept) for kept in await self._queries.gateway_tokens(call.caller)])
+        return GatewayTokenList([_token(kept) for kept in await self._queries.gateway_tokens(call.actor)])
 
     async def revoke_gateway_token(self, call: Call) -> None:
-        await self._commands.revoke_gateway_token(call.caller, _key(call.path["tokenId"]))
+        await self._commands.revoke_gateway_token(call.actor, _key(call.path["tokenId"]))
+
+    async def list_authorizations(self, call: Call) -> AuthorizationList:
+        return AuthorizationList(
+            [_authorization(a) for a in await self._queries.authorized_by(call.actor)],
+            [_authorization(a) for a in await self._queries.authorizing(call.actor)],
+        )
+
+    async def authorize(self, call: Call) -> None:
+        await self._commands.authorize(call.actor, call.path["appId"])
+
+    async def unauthorize(self, call: Call) -> None:
+        await self._commands.unauthorize(call.actor, call.path["appId"])
 
 
 def _key(token_id: str) -> GatewayTokenKey:
@@ -153,6 +208,10 @@ def _key(token_id: str) -> GatewayTokenKey:
 
 def _application(application: Application) -> ApplicationView:
     return ApplicationView(application.app_id, application.name, application.target_tokens, application.gateway_tokens)
+
+
+def _authorization(one: Authorization) -> AuthorizationView:
+    return AuthorizationView(one.app_id, one.name, moment(one.since))
 
 
 def _token(kept: GatewayToken) -> GatewayTokenView:

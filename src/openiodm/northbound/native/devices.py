@@ -277,16 +277,16 @@ class _Devices:
         self._queries = queries
 
     async def register_devices(self, call: Call) -> LineStream:
-        return LineStream(_Bulk(self._commands, call.caller).results(call.request))
+        return LineStream(_Bulk(self._commands, call.actor).results(call.request))
 
     async def register_device(self, call: Call) -> Any:
         body: NewDeviceBody = call.body
         try:
-            done = await self._commands.register(call.caller, _new_device(body))
+            done = await self._commands.register(call.actor, _new_device(body))
         except Refusal as refusal:
             raise in_camel_case(refusal) from refusal
         if body.target_token is not None:
-            await self._commands.set_target_token(call.caller, done.device_id, body.target_token)
+            await self._commands.set_target_token(call.actor, done.device_id, body.target_token)
         view = RegisteredView(done.device_id, done.node_id, done.verify_code, done.psk)
         response = json_response(view, 201)
         response.headers["Location"] = f"{PATH}/{done.device_id}"
@@ -295,7 +295,7 @@ class _Devices:
     async def list_devices(self, call: Call) -> DeviceList:
         query: ListQuery = call.query
         wanted = DeviceFilter(
-            call.caller.application,
+            call.actor.application,
             node_id=query.node_id or None,
             device_type=query.device_type or None,
             model=query.model or None,
@@ -310,19 +310,19 @@ class _Devices:
         return _view(await self._one(call))
 
     async def delete_device(self, call: Call) -> None:
-        await self._commands.delete(call.caller, (await self._one(call)).device.device_id)
+        await self._commands.delete(call.actor, (await self._one(call)).device.device_id)
 
     async def set_target_token(self, call: Call) -> TargetTokenView:
         body: TargetTokenBody = call.body
         device = (await self._one(call)).device
-        token = await self._commands.set_target_token(call.caller, device.device_id, body.token)
+        token = await self._commands.set_target_token(call.actor, device.device_id, body.token)
         return TargetTokenView(device.device_id, device.node_id, token)
 
     async def remove_target_token(self, call: Call) -> None:
-        await self._commands.remove_target_token(call.caller, (await self._one(call)).device.device_id)
+        await self._commands.remove_target_token(call.actor, (await self._one(call)).device.device_id)
 
     async def _one(self, call: Call) -> SeenDevice:
-        return await find_device(self._queries, call.caller, call.path["device"])
+        return await find_device(self._queries, call.actor, call.path["device"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,10 +187,10 @@ class _Groups:
 
     async def create_group(self, call: Call) -> Any:
         body: NewGroupBody = call.body
-        ids = await self._device_ids(call.caller, body.device_ids, body.node_ids)
+        ids = await self._device_ids(call.actor, body.device_ids, body.node_ids)
         try:
             new = NewGroup(body.name, body.description, body.max_devices, tuple(dict.fromkeys(ids)))
-            group = await self._commands.create(call.caller, new)
+            group = await self._commands.create(call.actor, new)
         except Refusal as refusal:
             raise in_camel_case(refusal) from refusal
         response = json_response(_view(group), 201)
@@ -200,38 +200,38 @@ class _Groups:
     async def list_groups(self, call: Call) -> GroupList:
         query: ListQuery = call.query
         page = Page(query.page_no, query.page_size)
-        total, groups = await self._queries.groups(call.caller, query.name or None, page)
+        total, groups = await self._queries.groups(call.actor, query.name or None, page)
         return GroupList([_view(g) for g in groups], total, page.number, page.size)
 
     async def get_group(self, call: Call) -> GroupView:
-        return _view(await self._queries.group(call.caller, call.path["group"]))
+        return _view(await self._queries.group(call.actor, call.path["group"]))
 
     async def delete_group(self, call: Call) -> None:
-        await self._commands.delete(call.caller, call.path["group"])
+        await self._commands.delete(call.actor, call.path["group"])
 
     async def list_members(self, call: Call) -> MemberList:
         query: MembersQuery = call.query
         page = Page(query.page_no, query.page_size)
-        total, ids = await self._queries.members(call.caller, call.path["group"], page)
-        members = [await self._member(call.caller, device_id) for device_id in ids]
+        total, ids = await self._queries.members(call.actor, call.path["group"], page)
+        members = [await self._member(call.actor, device_id) for device_id in ids]
         return MemberList([m for m in members if m is not None], total, page.number, page.size)
 
     async def add_members(self, call: Call) -> GroupView:
         body: MembersBody = call.body
-        ids = await self._device_ids(call.caller, body.device_ids, body.node_ids)
+        ids = await self._device_ids(call.actor, body.device_ids, body.node_ids)
         return await self._change(call, self._commands.add, ids)
 
     async def remove_members(self, call: Call) -> GroupView:
         body: MembersBody = call.body
-        ids = await self._device_ids(call.caller, body.device_ids, body.node_ids, unknown_too=True)
+        ids = await self._device_ids(call.actor, body.device_ids, body.node_ids, unknown_too=True)
         return await self._change(call, self._commands.remove, ids)
 
     async def _change(self, call: Call, change: Any, ids: list[str]) -> GroupView:
         try:
-            await change(call.caller, call.path["group"], ids)
+            await change(call.actor, call.path["group"], ids)
         except Refusal as refusal:
             raise in_camel_case(refusal) from refusal
-        return _view(await self._queries.group(call.caller, call.path["group"]))
+        return _view(await self._queries.group(call.actor, call.path["group"]))
 
     async def _member(self, actor: Actor, device_id: str) -> MemberView | None:
         """None for one that was deleted since the page was read."""

@@ -20,6 +20,10 @@ class Tokens(Protocol):
         """
         ...
 
+    async def acting_for(self, actor: Actor, app_id: str) -> Actor:
+        """The caller, acting for the application that it names."""
+        ...
+
 
 class NativeGuard:
     """See `http.routes.Guard`."""
@@ -43,3 +47,11 @@ class NativeGuard:
             Refusal: THROTTLED.
         """
         await self._flow.admit(actor.application)
+
+    async def acting_for(self, actor: Actor, app_id: str) -> Actor:
+        """The caller, acting for the application that it names.
+
+        Raises:
+            Refusal: APPLICATION_UNKNOWN, APPLICATION_UNAUTHORIZED.
+        """
+        return await self._tokens.acting_for(actor, app_id)

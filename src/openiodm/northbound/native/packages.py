@@ -172,7 +172,7 @@ class _Packages:
         if media.startswith(_NOT_A_FILE):
             raise Refusal(Reason.BAD_INPUT, f"send the file itself, as {UPLOAD_MEDIA}", field="Content-Type")
         package = await self._commands.upload(
-            call.caller,
+            call.actor,
             _new_package(query),
             call.request.stream(),
             expected_size=_content_length(headers.get("content-length")),
@@ -191,14 +191,14 @@ class _Packages:
             query.manufacturer_name or None,
             query.version or None,
         )
-        page = await self._queries.page(call.caller, wanted, page_no=query.page_no, page_size=query.page_size)
+        page = await self._queries.page(call.actor, wanted, page_no=query.page_no, page_size=query.page_size)
         return PackageList([_view(p) for p in page.items], page.total, query.page_no, query.page_size)
 
     async def get_package(self, call: Call) -> PackageView:
-        return _view(await self._queries.one(call.caller, checked_file_id(call.path["fileId"])))
+        return _view(await self._queries.one(call.actor, checked_file_id(call.path["fileId"])))
 
     async def delete_package(self, call: Call) -> None:
-        await self._commands.delete(call.caller, checked_file_id(call.path["fileId"]))
+        await self._commands.delete(call.actor, checked_file_id(call.path["fileId"]))
 
 
 def _new_package(query: UploadQuery) -> NewPackage:

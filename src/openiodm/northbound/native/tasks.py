@@ -396,7 +396,7 @@ class _Tasks:
     async def create_task(self, call: Call) -> Any:
         body: CreateTaskBody = call.body
         key = idempotency_key(call.request.headers, body.kind, call.raw)
-        operation_id = await self._queries.created_with(call.caller, key)
+        operation_id = await self._queries.created_with(call.actor, key)
         if operation_id is None:
             asked = new_campaign(
                 body,
@@ -407,15 +407,15 @@ class _Tasks:
                 clocks=None if body.clocks is None else _clocks(body.clocks, self._clocks),
                 idempotency=key,
             )
-            operation_id = await self._commands.create(call.caller, asked)
-        response = json_response(_task(await self._queries.one(call.caller, operation_id)), 201)
+            operation_id = await self._commands.create(call.actor, asked)
+        response = json_response(_task(await self._queries.one(call.actor, operation_id)), 201)
         response.headers["Location"] = f"{PATH}/{operation_id}"
         return response
 
     async def list_tasks(self, call: Call) -> TaskList:
         query: ListQuery = call.query
         total, campaigns = await self._queries.page(
-            call.caller,
+            call.actor,
             query.page_no,
             query.page_size,
             kind=None if query.kind is UNSET else query.kind,
@@ -428,40 +428,40 @@ class _Tasks:
         return TaskList([_task(c) for c in campaigns], total, query.page_no, query.page_size)
 
     async def get_task(self, call: Call) -> TaskView:
-        return _task(await self._queries.one(call.caller, _operation_id(call)))
+        return _task(await self._queries.one(call.actor, _operation_id(call)))
 
     async def stop_task(self, call: Call) -> None:
-        await self._commands.stop(call.caller, _operation_id(call))
+        await self._commands.stop(call.actor, _operation_id(call))
 
     async def retry_task(self, call: Call) -> None:
-        await self._commands.retry(call.caller, _operation_id(call))
+        await self._commands.retry(call.actor, _operation_id(call))
 
     async def get_task_invariants(self, call: Call) -> Invariants:
-        recount = await self._queries.recount(call.caller, _operation_id(call))
+        recount = await self._queries.recount(call.actor, _operation_id(call))
         return Invariants(recount.exact, _counters(recount.counters), _counters(recount.rows), dict(recount.states))
 
     async def list_task_devices(self, call: Call) -> TaskDevicePage:
         query: DevicesQuery = call.query
         found = await self._queries.upgrades_after(
-            call.caller, _operation_id(call), query.cursor, query.limit + 1, _states(query.state)
+            call.actor, _operation_id(call), query.cursor, query.limit + 1, _states(query.state)
         )
         items = found[: query.limit]
         return TaskDevicePage([_device(u) for u in items], items[-1].ordinal if len(found) > len(items) else None)
 
     async def get_task_device_history(self, call: Call) -> DeviceHistory:
         operation_id, device = _operation_id(call), call.path["device"]
-        changes = await self._queries.history(call.caller, operation_id, device)
-        log = await self._queries.device_log(call.caller, operation_id, device)
+        changes = await self._queries.history(call.actor, operation_id, device)
+        log = await self._queries.device_log(call.actor, operation_id, device)
         return DeviceHistory([_change(c) for c in changes], [LogView(moment(e[0]), e[1], e[2], e[3]) for e in log])
 
     async def stop_task_device(self, call: Call) -> None:
-        await self._commands.stop_device(call.caller, _operation_id(call), call.path["device"])
+        await self._commands.stop_device(call.actor, _operation_id(call), call.path["device"])
 
     async def export_task(self, call: Call) -> StreamingResponse:
         query: ExportQuery = call.query
         operation_id = _operation_id(call)
-        await self._queries.one(call.caller, operation_id)  # an unknown task is refused before anything is sent
-        pages = self._pages(call.caller, operation_id, _states(query.state))
+        await self._queries.one(call.actor, operation_id)  # an unknown task is refused before anything is sent
+        pages = self._pages(call.actor, operation_id, _states(query.state))
         as_csv = query.format is ExportFormat.CSV
         return StreamingResponse(
             _csv(pages) if as_csv else _ndjson(pages),

@@ -1,5 +1,6 @@
 """What applications ask about campaigns. Nothing here writes; each read is a key lookup or a bounded range."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from openiodm.campaigns.states import COUNTER_OF, CampaignStatus, Counter, Upgra
 from openiodm.clock import Clock, Instant
 from openiodm.errors import Reason, Refusal
 
-EXPORT_PAGE = 500  # rows a read of an export: each is a short stretch on the loop
+EXPORT_PAGE = 100  # rows a read of an export: some 3 ms on the loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +109,12 @@ class CampaignQueries:
     async def export(
         self, actor: Actor, operation_id: str, states: Sequence[UpgradeState] | None = None
     ) -> AsyncIterator[Sequence[Upgrade]]:
-        """All upgrades, page by page, each page a read of its own."""
+        """All upgrades, page by page, each page a read of its own. Between pages everybody else has a turn."""
         after = 0
         while page := await self.upgrades_after(actor, operation_id, after, EXPORT_PAGE, states):
             yield page
             after = page[-1].ordinal
+            await asyncio.sleep(0)  # reads on SQLite never wait, nor does a fast client's connection
 
     async def history(self, actor: Actor, operation_id: str, device: str) -> Sequence[Change]:
         """One device's changes of state, oldest first; `device` is a device id or node id.

@@ -49,10 +49,13 @@ FROM campaign_counters k LEFT JOIN (
   ) AS page ON page.id = u.id
 ) AS p ON true WHERE k.campaign_id = $1 ORDER BY p.ordinal DESC
 """
-_AFTER = _UPGRADE + "WHERE u.campaign_id = $1 AND u.ordinal > $2 ORDER BY u.ordinal LIMIT $3"
-_AFTER_STATES = (
-    _UPGRADE + "WHERE u.campaign_id = $1 AND u.ordinal > $2 AND u.state = ANY($4::text[]) ORDER BY u.ordinal LIMIT $3"
-)
+# Ordinals are dense: the next rows are a range of keys, whatever a planner without statistics believes.
+_AFTER = _UPGRADE + "WHERE u.campaign_id = $1 AND u.ordinal > $2 AND u.ordinal <= $3 ORDER BY u.ordinal"
+_AFTER_STATES = f"""
+{_UPGRADE} JOIN (
+  SELECT id FROM upgrade WHERE campaign_id = $1 AND ordinal > $2 AND state = ANY($4::text[]) ORDER BY ordinal LIMIT $3
+) AS page ON page.id = u.id ORDER BY u.ordinal
+"""
 _UPGRADE_ID = """
 SELECT u.id FROM upgrade u JOIN device d ON d.id = u.device_id
 WHERE u.campaign_id = $1 AND d.application_id = (SELECT application_id FROM campaign WHERE id = $1)
@@ -149,7 +152,7 @@ class SqlCampaignReads:
     ) -> Sequence[Upgrade]:
         """See the port."""
         if states is None:
-            rows = await self._db.fetch(_AFTER, campaign, after, size)
+            rows = await self._db.fetch(_AFTER, campaign, after, after + size)
         else:
             rows = await self._db.fetch(_AFTER_STATES, campaign, after, size, [s.value for s in states])
         return [_upgrade_of(r) for r in rows]

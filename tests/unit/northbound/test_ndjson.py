@@ -1,12 +1,14 @@
-"""Lines out of a stream of pieces, whatever their sizes."""
+"""Lines out of a stream of pieces, whatever their sizes, and answers that are made while a request is read."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message
 
-from openiodm.northbound.native.ndjson import lines
+from openiodm.northbound.native.ndjson import LineStream, lines
 
 
 async def read(pieces: list[bytes], limit: int = 8) -> list[tuple[int, bytes | None]]:
@@ -47,3 +49,43 @@ async def test_where_a_stream_is_cut_makes_no_difference(pieces: list[bytes]) ->
     expected = [(n, line if len(line) <= 8 else None) for n, line in numbered]
     assert await read(pieces) == expected
     assert await read([whole]) == expected
+
+
+async def test_the_request_is_read_to_its_end_though_the_client_takes_no_answer_before() -> None:
+    """Clients that send all before they read anything (httpx, requests) hung in a large bulk registration."""
+    sent_all = asyncio.Event()
+    answer: list[bytes] = []
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for number in range(100):
+            yield b"%d\n" % number
+            await asyncio.sleep(0)
+        sent_all.set()
+
+    async def receive() -> Message:
+        raise AssertionError("the body is another's to read")
+
+    async def send(message: Message) -> None:
+        await sent_all.wait()
+        answer.append(message.get("body", b""))
+
+    await asyncio.wait_for(LineStream(pieces())({"type": "http"}, receive, send), 5)
+    assert b"".join(answer).split() == [b"%d" % n for n in range(100)]
+
+
+async def test_an_answer_that_breaks_off_is_not_ended_as_if_it_were_whole() -> None:
+    messages: list[Message] = []
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"1\n"
+        raise RuntimeError("a bug")
+
+    async def receive() -> Message:
+        raise AssertionError("the body is another's to read")
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        await LineStream(pieces())({"type": "http"}, receive, send)
+    assert all(m.get("more_body", True) for m in messages)

@@ -9,9 +9,10 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,10 +73,12 @@ from openiodm.storage.packages import PackageReads
 from openiodm.storage.sqlite import ServerLock
 from openiodm.storage.work import Work
 from openiodm.storage.writer import Lane, Writer
+from openiodm.tls import ClientCertificates, ServerTls, TlsError, TlsFiles
 
 CLOCK_SWEEP_S = 1.0
 CLOCK_SWEEP_DEVICES = 500  # whose phase clock ran out, handled at once
 CLEAN_UP_S = 60.0
+RENEWAL_LOOK_S = 60.0  # at the files of certificates
 SWITCH_INTERVAL_S = 0.0005  # a thread that computes (hashing an upload) must not starve the loop of the GIL
 READY_WITHIN_S = 5.0
 KEEP_ALIVE_S = 75  # longer than the polls' default interval, so that a device keeps its connection
@@ -366,12 +369,38 @@ class _Listener(uvicorn.Server):
         yield
 
 
-def _listener(front: Front, address: str, setting: str, grace_s: int) -> _Listener:
-    host, port = host_port(address, setting)
+@dataclass(frozen=True, slots=True)
+class _Address:
+    """Where to listen, and for whom."""
+
+    host: str
+    port: int
+    applications: bool
+    devices: bool
+    tls: ServerTls | None
+
+
+def _addresses(settings: Settings) -> list[_Address]:
+    """One for all, or one for applications and one for devices.
+
+    Raises:
+        StartError: a file of the TLS settings does not do.
+    """
+    split = bool(settings.device_listen)
+    host, port = host_port(settings.listen, "listen")
+    addresses = [_Address(host, port, applications=True, devices=not split, tls=_tls(settings, ""))]
+    if split:
+        host, port = host_port(settings.device_listen, "device_listen")
+        addresses.append(_Address(host, port, applications=False, devices=True, tls=_tls(settings, "device_")))
+    return addresses
+
+
+def _listener(rooms: Rooms, address: _Address) -> _Listener:
+    tls = address.tls
     config = uvicorn.Config(
-        front,
-        host=host,
-        port=port,
+        Front(rooms, applications=address.applications, devices=address.devices),
+        host=address.host,
+        port=address.port,
         loop="none",  # the command line has chosen one
         http="httptools",
         ws="none",
@@ -382,14 +411,48 @@ def _listener(front: Front, address: str, setting: str, grace_s: int) -> _Listen
         proxy_headers=False,
         backlog=4096,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=grace_s,
+        timeout_graceful_shutdown=rooms.settings.shutdown_grace_s,
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls.context,
     )
     return _Listener(config)
 
 
+def _tls(settings: Settings, prefix: str) -> ServerTls | None:
+    """The TLS of one address, by its four settings; None: plain HTTP.
+
+    Raises:
+        StartError: a file does not do; it names the setting.
+    """
+    certificate, key, client_ca, clients = (
+        getattr(settings, f"{prefix}tls_{name}") for name in ("certificate", "key", "client_ca", "client_certificates")
+    )
+    if not certificate:
+        return None
+    files = TlsFiles(
+        certificate=Path(certificate),
+        key=Path(key or certificate),
+        client_ca=Path(client_ca) if client_ca else None,
+        clients=ClientCertificates(clients),
+        prefix=prefix,
+    )
+    try:
+        return ServerTls(files)
+    except TlsError as error:
+        raise StartError(str(error)) from error
+
+
+async def renew(tls: ServerTls) -> None:
+    """Takes up a renewed certificate; what cannot be used is said, and what was there before goes on."""
+    try:
+        if await asyncio.to_thread(tls.renew):
+            log.info("tls_renewed", certificate=str(tls.certificate))
+    except TlsError as error:
+        log.error("tls_not_renewed", error=str(error))
+
+
 @asynccontextmanager
-async def _background(rooms: Rooms) -> AsyncIterator[None]:
-    """Scheduler, clocks and clean-ups, stopped in reverse order."""
+async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[None]:
+    """Scheduler, clocks, clean-ups and renewals, stopped in reverse order."""
 
     async def expire() -> None:
         await expire_due(rooms)
@@ -397,6 +460,7 @@ async def _background(rooms: Rooms) -> AsyncIterator[None]:
     periodics = [
         Periodic("clocks", CLOCK_SWEEP_S, expire),
         Periodic("clean_up", CLEAN_UP_S, lambda: _clean_up(rooms)),
+        *(Periodic("tls", RENEWAL_LOOK_S, partial(renew, one)) for one in tls),
     ]
     if isinstance(rooms.clock, DatabaseClock):
         periodics.append(Periodic("clock", 60.0, rooms.clock.measure))
@@ -436,26 +500,11 @@ async def running(settings: Settings, started: Callable[[Rooms], Any] | None = N
     Raises:
         StartError: an address is taken, or another server owns the database file.
     """
+    addresses = _addresses(settings)
     with _owned(settings):
-        async with open_rooms(settings) as rooms, _background(rooms):
-            split = bool(settings.device_listen)
-            listeners = [
-                _listener(
-                    Front(rooms, applications=True, devices=not split),
-                    settings.listen,
-                    "listen",
-                    settings.shutdown_grace_s,
-                )
-            ]
-            if split:
-                listeners.append(
-                    _listener(
-                        Front(rooms, applications=False, devices=True),
-                        settings.device_listen,
-                        "device_listen",
-                        settings.shutdown_grace_s,
-                    )
-                )
+        tls = [address.tls for address in addresses if address.tls is not None]
+        async with open_rooms(settings) as rooms, _background(rooms, tls):
+            listeners = [_listener(rooms, address) for address in addresses]
             async with _listening(listeners):
                 if started is not None:
                     await started(rooms)
@@ -519,6 +568,6 @@ async def serve(settings: Settings, started: Callable[[Rooms], Any] | None = Non
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with running(settings, started):
-        log.info("started", listen=settings.listen, device_listen=settings.device_listen or settings.listen)
+        log.info("started", listen=settings.url, device_listen=settings.url_for_devices)
         await stop.wait()
         log.info("stopping")

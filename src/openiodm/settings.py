@@ -41,6 +41,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     trusted_proxies: tuple[str, ...] = ()
     """Addresses whose X-Forwarded-Proto, X-Forwarded-Host and X-Forwarded-For headers are believed."""
 
+    tls_certificate: str = ""
+    """PEM file with the certificate of `listen` and its chain; empty: plain HTTP."""
+    tls_key: str = ""
+    """PEM file with its private key, without a password; empty: the key is in `tls_certificate`."""
+    tls_client_ca: str = ""
+    """PEM file with the authorities of client certificates."""
+    tls_client_certificates: str = "off"
+    """off, request (one that is shown must be of `tls_client_ca`) or require."""
+    device_tls_certificate: str = ""
+    """As `tls_certificate`, for `device_listen`, which takes nothing from the four above."""
+    device_tls_key: str = ""
+    """As `tls_key`, for `device_listen`."""
+    device_tls_client_ca: str = ""
+    """As `tls_client_ca`, for `device_listen`."""
+    device_tls_client_certificates: str = "off"
+    """As `tls_client_certificates`, for `device_listen`."""
+
     token_life_s: Seconds = 3600
     """Life of an access token, told as `expiresIn`."""
     token_skew_s: Annotated[int, Meta(ge=0, le=3600)] = 60
@@ -103,6 +120,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def database_url(self) -> str:
         """The database to open."""
         return self.database or f"sqlite:///{Path(self.data_dir).absolute() / 'openiodm.db'}"
+
+    @property
+    def url(self) -> str:
+        """Where applications are answered."""
+        return f"{'https' if self.tls_certificate else 'http'}://{self.listen}"
+
+    @property
+    def url_for_devices(self) -> str:
+        """Where devices are answered; behind a proxy they reach us elsewhere."""
+        if not self.device_listen:
+            return self.url
+        return f"{'https' if self.device_tls_certificate else 'http'}://{self.device_listen}"
 
     @property
     def package_dir(self) -> Path:
@@ -176,13 +205,17 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 # Read by the command line's client commands, not by the server.
-CLIENT_VARIABLES = frozenset({"url", "app_id", "secret", "secret_file", "token", "token_file", "config"})
+CLIENT_VARIABLES = frozenset(
+    {"url", "app_id", "secret", "secret_file", "token", "token_file", "ca", "client_cert", "config"}
+)
 
 
 def _check(settings: Settings) -> None:
     host_port(settings.listen, "listen")
     if settings.device_listen:
         host_port(settings.device_listen, "device_listen")
+    _check_tls(settings, "")
+    _check_tls(settings, "device_")
     if settings.database and not settings.database.startswith(("sqlite:///", "postgresql://", "postgres://")):
         raise SettingsError("database: expected sqlite:///PATH or postgresql://...")
     if settings.log_level not in {"debug", "info", "warning", "error"}:
@@ -198,3 +231,21 @@ def _check(settings: Settings) -> None:
             raise SettingsError(f"trusted_proxies: expected IP addresses, got {proxy!r}") from error
     if settings.device_url and not settings.device_url.startswith(("http://", "https://")):
         raise SettingsError("device_url: expected http://... or https://...")
+
+
+def _check_tls(settings: Settings, prefix: str) -> None:
+    certificate, key, client_ca, clients = (
+        getattr(settings, f"{prefix}tls_{name}") for name in ("certificate", "key", "client_ca", "client_certificates")
+    )
+    if clients not in {"off", "request", "require"}:
+        raise SettingsError(f"{prefix}tls_client_certificates: expected off, request or require, got {clients!r}")
+    if prefix and certificate and not settings.device_listen:
+        raise SettingsError("device_tls_certificate: there is no device_listen that it could be for")
+    if not certificate:
+        for name, given in (("key", key), ("client_ca", client_ca), ("client_certificates", clients != "off")):
+            if given:
+                raise SettingsError(f"{prefix}tls_{name}: needs {prefix}tls_certificate")
+    if clients == "off" and client_ca:
+        raise SettingsError(f"{prefix}tls_client_ca: {prefix}tls_client_certificates is off: request or require?")
+    if clients != "off" and not client_ca:
+        raise SettingsError(f"{prefix}tls_client_certificates: {clients!r} needs {prefix}tls_client_ca")

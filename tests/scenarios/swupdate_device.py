@@ -149,6 +149,7 @@ class SwupdateDevice:
         token: a target token, or with `gateway` the gateway token; None: no Authorization header.
         attributes: sent as configData after every start, asked for or not; replace it before a restart.
         poll_s: what it starts with; the server's `config.polling.sleep` replaces it with the first answer.
+        tls: PEM files for `https` by SWUpdate's names: `cafile`, `sslcert`, `sslkey`.
         forgetful: with SWUpdate's `-m`: it does not remember, while it runs, that an image waits for its reboot, so
             it fetches and installs an open job again at each poll.
     """
@@ -163,6 +164,7 @@ class SwupdateDevice:
     hardware: str = HARDWARE
     poll_s: int = 3
     attributes: Mapping[str, str] = field(default_factory=dict)
+    tls: Mapping[str, Path] = field(default_factory=dict)
     forgetful: bool = False
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _log_start: int = field(default=0, init=False, repr=False)
@@ -273,4 +275,6 @@ class SwupdateDevice:
     def _configuration(self) -> str:
         pairs = ",\n".join(f'  {{ name = "{name}"; value = "{value}"; }}' for name, value in self.attributes.items())
         identify = f"identify : (\n{pairs}\n);\n" if pairs else ""
-        return f"globals : {{ verbose = true; loglevel = 5; }};\n{identify}"
+        files = " ".join(f'{name} = "{path}";' for name, path in self.tls.items())
+        agent = f"suricatta : {{ {files} }};\n" if files else ""
+        return f"globals : {{ verbose = true; loglevel = 5; }};\n{agent}{identify}"

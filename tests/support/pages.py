@@ -41,8 +41,9 @@ log_format = "json"
 
 What may hold a password can come from a file of its own, named in the environment: {secrets}.
 
-The variables `OPENIODM_URL`, `OPENIODM_APP_ID`, `OPENIODM_SECRET`, `OPENIODM_SECRET_FILE`, `OPENIODM_TOKEN` and
-`OPENIODM_TOKEN_FILE` are read by the [client commands](cli.md), not by the server.
+The variables `OPENIODM_URL`, `OPENIODM_APP_ID`, `OPENIODM_SECRET`, `OPENIODM_SECRET_FILE`, `OPENIODM_TOKEN`,
+`OPENIODM_TOKEN_FILE`, `OPENIODM_CA` and `OPENIODM_CLIENT_CERT` are read by the [client commands](cli.md), not by the
+server.
 
 | setting | type | default | meaning |
 | --- | --- | --- | --- |
@@ -59,14 +60,16 @@ _CLI_HEAD = """\
 This page is generated from the commands themselves, and a test keeps it so. Write it anew with
 `.venv/bin/python -m tests.support.pages cli > docs/cli.md`.
 
-Two kinds of commands: `serve` and `app` work on the server's database and need its [settings](settings.md); all others
-are clients, which speak HTTP to a server, here or elsewhere, as one application.
+Two kinds of commands: `serve` and `app` work on the server's database and need its [settings](settings.md); all others,
+but `tls`, which only writes files, are clients, which speak HTTP to a server, here or elsewhere, as one application.
 
 | variable | for |
 | --- | --- |
 | `OPENIODM_URL` | clients: where the server is; without it `http://127.0.0.1:8743` |
 | `OPENIODM_APP_ID` | clients: the application |
 | `OPENIODM_SECRET`, `OPENIODM_SECRET_FILE` | clients: its secret, or a file that holds it |
+| `OPENIODM_CA` | clients: PEM file of the authorities to trust for `https`; without it the system's |
+| `OPENIODM_CLIENT_CERT` | clients: `CERT,KEY`, PEM files of the certificate to show to a server that asks for one |
 | `OPENIODM_TOKEN`, `OPENIODM_TOKEN_FILE` | `simulate`: a gateway token, or a file that holds it |
 | `OPENIODM_CONFIG` | `serve` and `app`: settings as TOML |
 | `OPENIODM_...` | `serve` and `app`: every [setting](settings.md) |

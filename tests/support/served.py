@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -24,11 +25,15 @@ LOGIN = "/iocm/app/sec/v1.1.0/login"
 
 
 class Process:
-    """One `openiodm serve`. What it writes to stderr is read as it comes, through a pipe."""
+    """One `openiodm serve`. What it writes to stderr is read as it comes, through a pipe.
 
-    def __init__(self, data: Path, *arguments: str, **settings: Any) -> None:
+    With `client`, which says whom to trust and what to show, it is spoken to over https.
+    """
+
+    def __init__(self, data: Path, *arguments: str, client: ssl.SSLContext | None = None, **settings: Any) -> None:
         self.port = int(settings.pop("port", 0)) or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'http' if client is None else 'https'}://127.0.0.1:{self.port}"
+        self._client = client
         self.stderr = ""
         self._arguments = arguments
         self._process: asyncio.subprocess.Process | None = None
@@ -64,7 +69,7 @@ class Process:
 
     async def start(self) -> "Process":
         await self.launch()
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(verify=self._client or True) as http:
             await until(lambda: self._answers(http), START_WITHIN_S)
         return self
 

@@ -23,6 +23,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "errors": (),
     "settings": ("clock", "errors"),
     "logs": ("clock", "settings"),
+    "tls": (),
     "access": BASE,
     "packages": (*BASE, "access"),
     "devices": (*BASE, "access"),

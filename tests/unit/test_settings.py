@@ -16,6 +16,14 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "device_listen": ('"0.0.0.0:9001"', "0.0.0.0:9001", "0.0.0.0:9001"),
     "device_url": ('"https://ota.example"', "https://ota.example", "https://ota.example"),
     "trusted_proxies": ('["10.0.0.1", "::1"]', "10.0.0.1, ::1", ("10.0.0.1", "::1")),
+    "tls_certificate": ('"c.pem"', "c.pem", "c.pem"),
+    "tls_key": ('"k.pem"', "k.pem", "k.pem"),
+    "tls_client_ca": ('"ca.pem"', "ca.pem", "ca.pem"),
+    "tls_client_certificates": ('"require"', "require", "require"),
+    "device_tls_certificate": ('"c.pem"', "c.pem", "c.pem"),
+    "device_tls_key": ('"k.pem"', "k.pem", "k.pem"),
+    "device_tls_client_ca": ('"ca.pem"', "ca.pem", "ca.pem"),
+    "device_tls_client_certificates": ('"request"', "request", "request"),
     "token_life_s": ("60", "60", 60),
     "token_skew_s": ("0", "0", 0),
     "token_grace_s": ("5", "5", 5),
@@ -44,6 +52,21 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "log_format": ('"json"', "json", "json"),
 }
 
+# What a setting needs beside it to make sense.
+TLS_BESIDE = {
+    "tls_key": {"tls_certificate": "c"},
+    "tls_client_ca": {"tls_certificate": "c", "tls_client_certificates": "request"},
+    "tls_client_certificates": {"tls_certificate": "c", "tls_client_ca": "a"},
+}
+BESIDE: dict[str, dict[str, str]] = {
+    **TLS_BESIDE,
+    "device_tls_certificate": {"device_listen": "h:1"},
+    **{
+        f"device_{name}": {"device_listen": "h:1", **{f"device_{n}": v for n, v in beside.items()}}
+        for name, beside in TLS_BESIDE.items()
+    },
+}
+
 # name: texts that make no sense for it, in the environment and, quoted, in the file.
 NONSENSE: dict[str, list[str]] = {
     "database": ["mysql://u:hunter2@h/d", "openiodm.db"],
@@ -52,6 +75,14 @@ NONSENSE: dict[str, list[str]] = {
     "device_url": ["ota.example", "ftp://ota.example"],
     "trusted_proxies": ["proxy.example", "10.0.0.0/8", "10.0.0.1 10.0.0.2"],
     "group_errors_as_4xx": ["perhaps", "2"],
+    # Without the settings that they need beside them, all that are about TLS but the certificate make no sense.
+    "tls_key": ["k.pem"],
+    "tls_client_ca": ["ca.pem"],
+    "tls_client_certificates": ["", "on", "Require", "request", "require"],
+    "device_tls_certificate": ["c.pem"],
+    "device_tls_key": ["k.pem"],
+    "device_tls_client_ca": ["ca.pem"],
+    "device_tls_client_certificates": ["", "on", "request", "require"],
     "log_level": ["", "loud", "INFO"],
     "log_format": ["", "xml"],
     "poll_interval_s": ["0", "86400"],
@@ -96,23 +127,26 @@ def test_every_setting_is_tested_here() -> None:
     assert [n for n, (_, _, value) in SAMPLES.items() if value == FIELDS[n].default] == []
     # What any text will do for needs no nonsense.
     assert set(FIELDS) - set(NONSENSE) == {
-        "data_dir", "fw_version_keys", "sw_version_keys", "device_type_keys", "model_keys", "manufacturer_keys",
+        "data_dir", "tls_certificate", "fw_version_keys", "sw_version_keys", "device_type_keys", "model_keys",
+        "manufacturer_keys",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_setting_comes_from_the_file(name: str, tmp_path: Path) -> None:
     in_file, _, value = SAMPLES[name]
-    settings = load(written(tmp_path, f"{name} = {in_file}"), environ={})
+    beside = BESIDE.get(name, {})
+    settings = load(written(tmp_path, f"{name} = {in_file}"), environ={}, **beside)
     assert getattr(settings, name) == value
-    assert settings == msgspec.structs.replace(Settings(), **{name: value})  # and nothing else is touched
+    assert settings == msgspec.structs.replace(Settings(), **{name: value}, **beside)  # and nothing else is touched
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_setting_comes_from_the_environment(name: str) -> None:
     _, text, value = SAMPLES[name]
-    settings = load(environ={variable(name): text})
-    assert settings == msgspec.structs.replace(Settings(), **{name: value})
+    beside = BESIDE.get(name, {})
+    settings = load(environ={variable(name): text}, **beside)
+    assert settings == msgspec.structs.replace(Settings(), **{name: value}, **beside)
 
 
 def test_without_any_the_defaults_hold() -> None:
@@ -148,6 +182,28 @@ def test_a_device_is_abnormal_before_it_is_offline() -> None:
     said = refusal(environ={"OPENIODM_DEVICE_ABNORMAL_AFTER_S": "60", "OPENIODM_DEVICE_OFFLINE_AFTER_S": "60"})
     assert "device_offline_after_s" in said
     assert "device_abnormal_after_s" in said
+
+
+@pytest.mark.parametrize("prefix", ["", "device_"])
+def test_client_certificates_need_an_authority_and_an_authority_needs_to_be_asked_for(prefix: str) -> None:
+    given = {"device_listen": "h:1", f"{prefix}tls_certificate": "c"}
+    assert refusal(environ={}, **given, **{f"{prefix}tls_client_certificates": "require"}) == (
+        f"{prefix}tls_client_certificates: 'require' needs {prefix}tls_client_ca"
+    )
+    assert refusal(environ={}, **given, **{f"{prefix}tls_client_ca": "a"}) == (
+        f"{prefix}tls_client_ca: {prefix}tls_client_certificates is off: request or require?"
+    )
+
+
+def test_addresses_are_shown_with_their_scheme() -> None:
+    def shown(**given: str) -> tuple[str, str]:
+        settings = load(environ={}, listen="a:1", **given)
+        return settings.url, settings.url_for_devices
+
+    assert shown() == ("http://a:1", "http://a:1")
+    assert shown(tls_certificate="c") == ("https://a:1", "https://a:1")
+    assert shown(tls_certificate="c", device_listen="d:2") == ("https://a:1", "http://d:2")
+    assert shown(device_tls_certificate="c", device_listen="d:2") == ("http://a:1", "https://d:2")
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:

@@ -38,10 +38,17 @@ class Access:
     url: str
     app_id: str
     secret: str
+    tls: ssl.SSLContext | None = None  # None: the system's authorities, no certificate of our own
 
 
 def find_access(
-    url: str | None, app_id: str | None, secret_file: Path | None, environ: Mapping[str, str] = os.environ
+    url: str | None,
+    app_id: str | None,
+    secret_file: Path | None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    ca: Path | None = None,
+    client_cert: str | None = None,
 ) -> Access:
     """Options win over the environment. The secret is never an option: others could read it in the process list.
 
@@ -52,8 +59,36 @@ def find_access(
     if not application:
         raise Failure("which application? give --app-id or OPENIODM_APP_ID", USAGE)
     return Access(
-        (url or environ.get("OPENIODM_URL") or DEFAULT_URL).rstrip("/"), application, _secret(secret_file, environ)
+        find_url(url, environ), application, _secret(secret_file, environ), find_tls(ca, client_cert, environ)
     )
+
+
+def find_url(url: str | None, environ: Mapping[str, str] = os.environ) -> str:
+    """The server's address: an option, or the environment, or the default."""
+    return (url or environ.get("OPENIODM_URL") or DEFAULT_URL).rstrip("/")
+
+
+def find_tls(
+    ca: Path | None, client_cert: str | None, environ: Mapping[str, str] = os.environ
+) -> ssl.SSLContext | None:
+    """Whom to trust, and who we are: options, or the environment; None where nothing is said.
+
+    Raises:
+        Failure: a file cannot be used.
+    """
+    authorities = str(ca or environ.get("OPENIODM_CA", ""))
+    shown = client_cert or environ.get("OPENIODM_CLIENT_CERT", "")
+    if not authorities and not shown:
+        return None
+    certificate, _, key = shown.partition(",")
+    try:
+        context = ssl.create_default_context(cafile=authorities or None)
+        if shown:
+            context.load_cert_chain(certificate, key or None)
+    except OSError as error:  # ssl.SSLError is one
+        named = ", ".join(file for file in (authorities, certificate, key) if file)
+        raise Failure(f"cannot use {named}: {error.strerror or error}", USAGE) from error
+    return context
 
 
 def _secret(secret_file: Path | None, environ: Mapping[str, str]) -> str:
@@ -127,7 +162,7 @@ class Client:
             self._port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError as error:
             raise Failure(f"the server's address is not a URL: {access.url}", USAGE) from error
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = (access.tls or ssl.create_default_context()) if parts.scheme == "https" else None
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._now = now

@@ -52,6 +52,8 @@ def list_(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     device_type: options.DeviceType = None,
     model: options.Model = None,
     manufacturer: options.Manufacturer = None,
@@ -70,7 +72,7 @@ def list_(
         "name": name,
         "status": None if status is None else status.upper(),
     }
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         if everything:
             items = options.every(client, DEVICES, **wanted)
             if as_json:
@@ -92,10 +94,12 @@ def show(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     as_json: options.Json = False,
 ) -> None:
     """Show a device with its attributes, versions and status."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = client.get(options.device_path(device))
     if as_json:
         tables.print_json(found)
@@ -112,6 +116,8 @@ def register(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     name: Annotated[str | None, typer.Option("--name")] = None,
     verify_code: Annotated[str | None, typer.Option("--verify-code", help="Else one is made.")] = None,
     timeout: Annotated[int, typer.Option("--timeout", min=0, help="Seconds to its first contact; 0 = for ever.")] = 0,
@@ -132,7 +138,7 @@ def register(
         "fwVersion": fw_version,
         "swVersion": sw_version,
     }
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         done = client.call("POST", DEVICES, body=body)
         if with_token:
             token = client.call("PUT", f"{options.device_path(done['deviceId'])}/target-token", body={})
@@ -149,6 +155,8 @@ def import_(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One line of JSON for each device, as the server says.")
     ] = False,
@@ -159,7 +167,11 @@ def import_(
     protocolType, fwVersion, swVersion, targetToken, info. Refused lines undo no others; with any the exit code is 1.
     """
     registered, refused = 0, 0
-    with connect(url, app_id, secret_file) as client, _open(file) as stream, _progress(file) as advance:
+    with (
+        connect(url, app_id, secret_file, ca, client_cert) as client,
+        _open(file) as stream,
+        _progress(file) as advance,
+    ):
         for batch in _batches(stream):
             for number, result in zip(batch, _register(client, list(batch.values())), strict=True):
                 result["line"] = number
@@ -183,9 +195,11 @@ def delete(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
 ) -> None:
     """Delete devices; an open upgrade of one fails."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         for device in devices:
             client.call("DELETE", options.device_path(device))
 
@@ -196,6 +210,8 @@ def token(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     token_file: Annotated[
         Path | None, typer.Option("--token-file", metavar="FILE", help="The token to set; else one is made.")
     ] = None,
@@ -206,7 +222,7 @@ def token(
     if remove and token_file is not None:
         raise Failure("--remove takes no --token-file", USAGE)
     path = f"{options.device_path(device)}/target-token"
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         if remove:
             client.call("DELETE", path)
             return

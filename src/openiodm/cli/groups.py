@@ -40,12 +40,14 @@ def list_(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     page: options.PageNo = 0,
     page_size: Annotated[int, typer.Option("--page-size", min=1, max=500)] = 50,
     as_json: options.Json = False,
 ) -> None:
     """List groups, newest first."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = client.get(GROUPS, pageNo=page, pageSize=page_size)
     if as_json:
         tables.print_json(found)
@@ -60,13 +62,15 @@ def create(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     description: Annotated[str | None, typer.Option("--description")] = None,
     max_devices: Annotated[int, typer.Option("--max-devices", min=0, help="0 = no limit.")] = 0,
     file: From = None,
     as_json: options.Json = False,
 ) -> None:
     """Create a group, with its first members if any are given."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         chunks = list(_chunks(client, devices, file))
         group = client.call("POST", GROUPS, body={"name": name, "description": description, "maxDevices": max_devices})
         for chunk in chunks:
@@ -80,9 +84,11 @@ def delete(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
 ) -> None:
     """Delete a group; its devices stay."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         client.call("DELETE", f"{GROUPS}/{options.group_of(client, group)['groupId']}")
 
 
@@ -93,11 +99,13 @@ def add(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     file: From = None,
     as_json: options.Json = False,
 ) -> None:
     """Put devices into a group, 1,000 at a time."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         _print(_change(client, "POST", group, devices, file), as_json=as_json)
 
 
@@ -108,11 +116,13 @@ def remove(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     file: From = None,
     as_json: options.Json = False,
 ) -> None:
     """Take devices out of a group, 1,000 at a time."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         _print(_change(client, "DELETE", group, devices, file), as_json=as_json)
 
 
@@ -122,13 +132,15 @@ def members(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     page: options.PageNo = 0,
     page_size: Annotated[int, typer.Option("--page-size", min=1, max=500)] = 50,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
     """List the devices of a group."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         path = f"{GROUPS}/{options.group_of(client, group)['groupId']}/devices"
         if everything:
             items = options.every(client, path)

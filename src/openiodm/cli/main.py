@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openiodm.cli import apps, demo, devices, groups, packages, serve, simulate, tasks
+from openiodm.cli import apps, demo, devices, groups, packages, serve, simulate, tasks, tls
 from openiodm.cli.failure import INTERRUPTED, Failure
 
 EPILOG = (
@@ -28,6 +28,7 @@ app.add_typer(devices.app, name="device")
 app.add_typer(groups.app, name="group")
 app.add_typer(packages.app, name="package")
 app.add_typer(tasks.app, name="task")
+app.add_typer(tls.app, name="tls")
 app.command("simulate")(simulate.simulate)
 app.command("demo")(demo.demo)
 

@@ -25,6 +25,14 @@ SecretFile = Annotated[
         "--secret-file", metavar="FILE", help="Its secret; else OPENIODM_SECRET, else the file OPENIODM_SECRET_FILE."
     ),
 ]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", metavar="FILE", help="Trust these authorities (PEM) for https; else OPENIODM_CA."),
+]
+ClientCert = Annotated[
+    str | None,
+    typer.Option("--client-cert", metavar="CERT,KEY", help="Show this certificate (PEM); else OPENIODM_CLIENT_CERT."),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
 
 DeviceType = Annotated[str | None, typer.Option("--device-type", metavar="TEXT")]
@@ -42,9 +50,11 @@ Database = Annotated[
 DataDir = Annotated[Path | None, typer.Option("--data-dir", metavar="DIR", help="Embedded database and package files.")]
 
 
-def connect(url: str | None, app_id: str | None, secret_file: Path | None) -> Client:
+def connect(
+    url: str | None, app_id: str | None, secret_file: Path | None, ca: Path | None, client_cert: str | None
+) -> Client:
     """The client of these options and the environment."""
-    return Client(find_access(url, app_id, secret_file))
+    return Client(find_access(url, app_id, secret_file, ca=ca, client_cert=client_cert))
 
 
 def every(client: Client, path: str, **query: Any) -> Iterator[Any]:

@@ -63,6 +63,8 @@ def upload(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     device_type: options.DeviceType = None,
     model: options.Model = None,
     manufacturer: options.Manufacturer = None,
@@ -97,7 +99,7 @@ def upload(
     from openiodm.cli.progress import byte_bar
 
     with (
-        connect(url, app_id, secret_file) as client,
+        connect(url, app_id, secret_file, ca, client_cert) as client,
         file.open("rb") as stream,
         byte_bar("uploading", length) as advance,
     ):
@@ -110,6 +112,8 @@ def list_(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     type_: Annotated[str | None, typer.Option("--type", help="firmware or software.")] = None,
     version: Annotated[str | None, typer.Option("--version")] = None,
     device_type: options.DeviceType = None,
@@ -120,7 +124,7 @@ def list_(
     as_json: options.Json = False,
 ) -> None:
     """List packages, newest first."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = client.get(
             PACKAGES,
             type=None if type_ is None else package_type(type_),
@@ -143,10 +147,12 @@ def show(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     as_json: options.Json = False,
 ) -> None:
     """Show a package with its digests."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = client.get(f"{PACKAGES}/{segment(file_id)}")
     _print(found, as_json=as_json)
 
@@ -157,9 +163,11 @@ def delete(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
 ) -> None:
     """Delete a package; refused while an unfinished task needs it."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         client.call("DELETE", f"{PACKAGES}/{segment(file_id)}")
 
 

@@ -68,6 +68,10 @@ def serve(
     device_listen: Annotated[
         str | None, typer.Option("--device-listen", metavar="HOST:PORT", help="Devices alone, apart from --listen.")
     ] = None,
+    tls: Annotated[
+        str | None,
+        typer.Option("--tls", metavar="CERT,KEY", help="PEM files: answer --listen over TLS (1.2 or 1.3) alone."),
+    ] = None,
     device_type: Annotated[
         str | None, typer.Option("--device-type", help="At the first start: make a gateway token for this product.")
     ] = None,
@@ -79,7 +83,16 @@ def serve(
     The very first start on a database makes the application "default" and shows its id and secret once, on stderr; with
     --device-type, --model and --manufacturer a gateway token for such devices too.
     """
-    settings = load_settings(config, database, data_dir, listen=listen, device_listen=device_listen)
+    certificate, _, key = (tls or "").partition(",")
+    settings = load_settings(
+        config,
+        database,
+        data_dir,
+        listen=listen,
+        device_listen=device_listen,
+        tls_certificate=certificate or None,
+        tls_key=None if tls is None else key,
+    )
     product = product_of(device_type, model, manufacturer)
 
     import uvloop
@@ -113,7 +126,7 @@ async def _first_start(rooms: "Rooms", settings: "Settings", product: "Product |
     lines = [
         "",
         f"This is the first start: an application {FIRST_APPLICATION!r} was made. Its secret is shown only now.",
-        f"  address  http://{settings.listen}",
+        f"  address  {settings.url}",
         f"  app id   {credentials.app_id}",
         f"  secret   {credentials.secret}",
     ]

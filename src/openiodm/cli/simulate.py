@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openiodm.cli import options, tables
-from openiodm.cli.client import DEFAULT_URL, read_secret_file
+from openiodm.cli.client import find_tls, find_url, read_secret_file
 from openiodm.cli.failure import REFUSED, TIMED_OUT, USAGE, Failure
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ VIOLATIONS_SHOWN = 20
 
 def simulate(
     url: options.Url = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     token: Annotated[
         str | None, typer.Option("--token", help="A gateway token; else OPENIODM_TOKEN, OPENIODM_TOKEN_FILE.")
     ] = None,
@@ -81,8 +84,9 @@ def simulate(
 
     outcome = uvloop.run(
         _run(
-            (url or os.environ.get("OPENIODM_URL") or DEFAULT_URL).rstrip("/"),
+            find_url(url),
             profiles,
+            tls=find_tls(ca, client_cert),
             seed=seed,
             poll_seconds=poll_seconds,
             duration=duration,
@@ -155,6 +159,7 @@ async def _run(
     url: str,
     profiles: "list[DeviceProfile]",
     *,
+    tls: ssl.SSLContext | None,
     seed: int,
     poll_seconds: float | None,
     duration: float | None,
@@ -165,7 +170,7 @@ async def _run(
     from openiodm.simulator import Fleet, Pace
 
     try:
-        fleet = Fleet(url, profiles, seed=seed, pace=Pace(poll_seconds=poll_seconds))
+        fleet = Fleet(url, profiles, seed=seed, pace=Pace(poll_seconds=poll_seconds), ssl=tls)
     except ValueError as error:
         raise Failure(str(error), USAGE) from error
     stop = asyncio.Event()

@@ -102,6 +102,8 @@ def create(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     device: Annotated[
         list[str] | None, typer.Option("--device", help="A deviceId or nodeId; may be repeated, at most 256.")
     ] = None,
@@ -136,7 +138,7 @@ def create(
         "installSeconds": install_seconds,
         "verifySeconds": verify_seconds,
     }
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = client.get(f"{PACKAGES}/{segment(package)}")
         product = {name: found[name] for name in ("deviceType", "model", "manufacturerName")}
         targets: dict[str, Any] = (
@@ -171,6 +173,8 @@ def list_(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     type_: Annotated[str | None, typer.Option("--type", help="firmware or software.")] = None,
     status: Annotated[str | None, typer.Option("--status", help="wait, processing, success, failed or stop.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Tasks of this device.")] = None,
@@ -184,7 +188,7 @@ def list_(
     """List tasks with their counters, newest first."""
     if type_ is not None and type_ not in KINDS:
         raise Failure(f"--type is firmware or software, not {type_}", USAGE)
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = client.get(
             TASKS,
             kind=None if type_ is None else KINDS[type_],
@@ -208,13 +212,15 @@ def show(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Until it has ended; with --json a line at each change.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show a task."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = _follow(client, operation_id, None, as_json=as_json) if watch else _task(client, operation_id)
     if not as_json:
         tables.print_fields((title, read(found)) for title, read in FIELDS)
@@ -228,13 +234,15 @@ def devices(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     state: State = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=500)] = 100,
     cursor: Annotated[int, typer.Option("--cursor", min=0, help="nextCursor of the page before.")] = 0,
     as_json: options.Json = False,
 ) -> None:
     """List a task's devices, each waiting one with the reason why. All of them: see export."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = client.get(f"{_path(operation_id)}/devices", state=state, limit=limit, cursor=cursor)
     if as_json:
         tables.print_json(found)
@@ -250,10 +258,12 @@ def history(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     as_json: options.Json = False,
 ) -> None:
     """Show all that happened to one device in a task."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = client.get(f"{_path(operation_id)}/devices/{segment(device)}/history")
     if as_json:
         tables.print_json(found)
@@ -270,10 +280,12 @@ def stop(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     device: Annotated[str | None, typer.Option("--device", help="This one alone.")] = None,
 ) -> None:
     """Stop a task: from now on no device begins."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         one = "" if device is None else f"/devices/{segment(device)}"
         client.call("POST", f"{_path(operation_id)}{one}/stop")
 
@@ -284,9 +296,11 @@ def retry(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
 ) -> None:
     """Run the failed devices of a failed task again."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         client.call("POST", f"{_path(operation_id)}/retry")
 
 
@@ -296,12 +310,14 @@ def export(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     format_: Annotated[str, typer.Option("--format", help="ndjson or csv.")] = "ndjson",
     state: State = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else stdout.")] = None,
 ) -> None:
     """Write all devices of a task, however many."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         pieces = client.stream(f"{_path(operation_id)}/export", format=format_, state=state)
         if output is None:
             for piece in pieces:
@@ -322,6 +338,8 @@ def wait(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     timeout: Annotated[float | None, typer.Option("--timeout", min=0, metavar="SECONDS", help="Else for ever.")] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -329,7 +347,7 @@ def wait(
 
     Exit codes: 0 it succeeded, 1 it failed, 3 it was stopped, 4 it has not ended in time.
     """
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = _follow(client, operation_id, timeout, as_json=None)
     if as_json:
         tables.print_json(found)
@@ -351,10 +369,12 @@ def check(
     url: options.Url = None,
     app_id: options.AppId = None,
     secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
     as_json: options.Json = False,
 ) -> None:
     """Count a task's devices and compare with its counters; exit code 1 where they differ."""
-    with connect(url, app_id, secret_file) as client:
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = client.get(f"{_path(operation_id)}/invariants")
     if as_json:
         tables.print_json(found)

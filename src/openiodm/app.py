@@ -42,6 +42,7 @@ from openiodm.devices.queries import DeviceQueries, GroupQueries
 from openiodm.devices.told import AttributeKeys, ToldCommands
 from openiodm.http.routes import Route, api_router, json_response
 from openiodm.northbound.compat import auth as compat_auth
+from openiodm.northbound.compat import credentials as compat_credentials
 from openiodm.northbound.compat import devices as compat_devices
 from openiodm.northbound.compat import groups as compat_groups
 from openiodm.northbound.compat import packages as compat_packages
@@ -222,9 +223,9 @@ def _build(settings: Settings, database: Database, clock: Clock, writer: Writer[
         writer=writer,
         access=AccessCommands(writer, clock, _token_lives(settings)),
         access_queries=AccessQueries(AccessReads(database), clock),
-        devices=DeviceCommands(writer, clock, campaigns),
+        devices=DeviceCommands(writer, clock, campaigns, silences, max_devices=settings.devices_per_application),
         device_queries=DeviceQueries(device_reads, clock, silences),
-        groups=GroupCommands(writer, clock),
+        groups=GroupCommands(writer, clock, max_groups=settings.groups_per_application),
         group_queries=GroupQueries(device_reads),
         packages=PackageCommands(writer, clock, files, package_reads, max_package_bytes=settings.max_package_bytes),
         package_queries=PackageQueries(package_reads),
@@ -277,6 +278,7 @@ def compat_routes(rooms: Rooms) -> list[Route]:
     """Every route of the compatible API."""
     return [
         *compat_auth.routes(rooms.access),
+        *compat_credentials.routes(rooms.devices, rooms.device_queries),
         *compat_devices.routes(rooms.devices, rooms.device_queries),
         *compat_groups.routes(rooms.groups, rooms.group_queries),
         *compat_packages.routes(rooms.packages, rooms.package_queries),

@@ -27,6 +27,7 @@ class Reason(StrEnum):
 
     # any room
     BAD_INPUT = "bad-input"
+    MESSAGE_BAD = "message-bad"
     BAD_PAGING = "bad-paging"
     BAD_FILTER = "bad-filter"
     # access
@@ -47,11 +48,16 @@ class Reason(StrEnum):
     STORE_FULL = "store-full"
     # devices and groups
     DEVICE_UNKNOWN = "device-unknown"
+    DEVICE_LIMIT = "device-limit"
+    DEVICE_ONLINE = "device-online"
     NODE_ID_TAKEN = "node-id-taken"
     VERIFY_CODE_TAKEN = "verify-code-taken"
+    VERIFY_CODE_BAD = "verify-code-bad"
+    DEVICE_LIST_UNBOUND = "device-list-unbound"
     GROUP_UNKNOWN = "group-unknown"
     GROUP_NAME_TAKEN = "group-name-taken"
     GROUP_FULL = "group-full"
+    GROUP_LIMIT = "group-limit"
     GROUP_TOO_MANY_DEVICES = "group-too-many-devices"
     # campaigns
     CAMPAIGN_UNKNOWN = "campaign-unknown"
@@ -92,11 +98,14 @@ KIND_OF: dict[Reason, Kind] = {
     Reason.PACKAGE_TOO_LARGE: Kind.TOO_LARGE,
     Reason.STORE_FULL: Kind.UNAVAILABLE,
     Reason.DEVICE_UNKNOWN: Kind.NOT_FOUND,
+    Reason.DEVICE_LIMIT: Kind.CONFLICT,
+    Reason.DEVICE_ONLINE: Kind.CONFLICT,
     Reason.NODE_ID_TAKEN: Kind.CONFLICT,
     Reason.VERIFY_CODE_TAKEN: Kind.CONFLICT,
     Reason.GROUP_UNKNOWN: Kind.NOT_FOUND,
     Reason.GROUP_NAME_TAKEN: Kind.CONFLICT,
     Reason.GROUP_FULL: Kind.CONFLICT,
+    Reason.GROUP_LIMIT: Kind.CONFLICT,
     Reason.CAMPAIGN_UNKNOWN: Kind.NOT_FOUND,
     Reason.CAMPAIGN_FINISHED: Kind.CONFLICT,
     Reason.NOTHING_TO_RETRY: Kind.CONFLICT,

@@ -107,6 +107,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     device_offline_after_s: Seconds = 49 * 3600
     """A device silent for this long is OFFLINE."""
 
+    devices_per_application: Annotated[int, Meta(ge=0)] = 0
+    """Most devices of one application; 0 = no limit."""
+    groups_per_application: Annotated[int, Meta(ge=0)] = 0
+    """Most device groups of one application; 0 = no limit."""
     group_errors_as_4xx: bool = False
     """Group errors that the contract shows with HTTP 200 get a 4xx status instead."""
     shutdown_grace_s: Seconds = 10

@@ -10,7 +10,8 @@ from openiodm.access.model import Product, TokenLives, hash_secret
 from openiodm.access.ports import FlowControl
 from openiodm.clock import Millis
 from openiodm.errors import Reason, Refusal
-from openiodm.northbound.compat.devices import CREDENTIALS, DEVICES
+from openiodm.northbound.compat.credentials import CREDENTIALS
+from openiodm.northbound.compat.devices import DEVICES
 from openiodm.storage.access import SharedFlow
 from openiodm.storage.engine import Database
 from tests.support.compat_server import LIVES, MovedClock, Server, no, serving
@@ -304,7 +305,7 @@ async def test_credentials_come_before_flow_control_and_that_before_the_body(
 ) -> None:
     async with serving(database, clock, flow=flow_of(database, clock, 1)) as server:
         app = await server.application()
-        assert no(await app.http.post(CREDENTIALS, content=b"{")) == (400, "50400")
+        assert no(await app.http.post(CREDENTIALS, content=b"{")) == (400, "100007")
         assert no(await app.http.post(CREDENTIALS, content=b"{")) == THROTTLED
         async with server.client(app_key=app.app_id) as client:
             assert no(await client.post(CREDENTIALS, content=b"{")) == DENIED

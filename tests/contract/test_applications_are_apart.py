@@ -29,7 +29,7 @@ OPEN = {
     f"GET {API}/openapi.json",
 }
 
-COMPAT_NOT_FOUND = {"100403", "100603", "123002", "123009"}
+COMPAT_NOT_FOUND = {"100403", "100418", "100603", "123002", "123009"}
 
 
 # ------------------------------------------------------- what the members are
@@ -63,11 +63,13 @@ PLAIN_WORDS = """
     pageNo pageSize cursor limit sort select startTime endTime location nodeType cascade
     deviceType model manufacturerName manufactureName manufacturerId operationType operationStatus subOperationStatus
     nodeId verifyCode endUserId endUser imsi psk timeout isSecure productId token targetToken info
-    mute region organization timezone customFields deviceConfig maxDevNum maxDevices
+    mute region organization timezone customFields customFields.fieldName customFields.fieldType customFields.fieldValue
+    deviceConfig deviceConfig.dataConfig deviceConfig.dataConfig.dataAgingTime maxDevNum maxDevices
     deviceInfo deviceInfo.name deviceInfo.description deviceInfo.manufacturerId deviceInfo.manufacturerName
     deviceInfo.mac deviceInfo.location deviceInfo.deviceType deviceInfo.model deviceInfo.swVersion
     deviceInfo.fwVersion deviceInfo.hwVersion deviceInfo.protocolType deviceInfo.bridgeId deviceInfo.mute
     deviceInfo.supportedSecurity deviceInfo.isSecurity deviceInfo.sigVersion deviceInfo.serialNumber
+    deviceInfo.nodeId deviceName mqttConnect secret
     fwVersion swVersion targetTokens gatewayTokens confirmation
     targets targets.deviceType targets.model targets.manufacturerName
     policy policy.executeType policy.startTime policy.endTime policy.retryType policy.retryTimes

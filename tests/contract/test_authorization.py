@@ -140,11 +140,11 @@ async def test_naming_oneself_is_naming_nobody_and_two_names_must_agree(three: T
 
     assert await total() == await total(accessAppId=b) == await total(appId=b) == await total(appId="") == 0
     assert await total(accessAppId=a) == await total(accessAppId=a, appId=a) == 1
-    assert await total(accessAppId=a, appId=b) == (400, "100604")
+    assert await total(accessAppId=a, appId=b) == (400, "50400")
     body = {"name": "g1", "appId": b}
     assert code(await http.post(groups, params={"accessAppId": a}, json=body, headers=three.b.headers)) == (
         400,
-        "100604",
+        "50400",
     )
 
 

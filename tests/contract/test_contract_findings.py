@@ -61,8 +61,8 @@ class Meanwhile:
     ("path", "code"),
     [
         (f"{OPERATIONS}/firmwareUpgrade", "120015"),
-        ("/iocm/app/reg/v1.1.0/deviceCredentials", "50400"),
-        ("/iocm/app/devgroup/v1.3.0/devGroups", "100604"),
+        ("/iocm/app/reg/v1.1.0/deviceCredentials", "100007"),
+        ("/iocm/app/devgroup/v1.3.0/devGroups", "50400"),
     ],
 )
 async def test_a_body_nested_too_deep_is_the_callers_fault(world: World, path: str, code: str) -> None:

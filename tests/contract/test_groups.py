@@ -14,7 +14,7 @@ from openiodm.storage.engine import Database
 from tests.support.compat_server import App, MovedClock, Server, no, serving
 
 FULL, NAME_TAKEN, UNKNOWN = (200, "100601"), (200, "100602"), (200, "100603")
-BAD, TOO_MANY = (400, "100604"), (400, "100609")
+BAD, NO_DEVICE, TOO_MANY = (400, "50400"), (400, "100604"), (400, "100609")
 
 
 @pytest.fixture
@@ -84,7 +84,6 @@ async def test_a_group_is_created_with_its_first_members(app: App) -> None:
         {"name": "g", "description": "x" * 1025},
         {"name": "g", "maxDevNum": -1},
         {"name": "g", "maxDevNum": 2**31},
-        {"name": "g", "deviceIds": ["nobody"]},
         {"name": "g", "deviceIds": "n"},
     ],
 )
@@ -122,14 +121,21 @@ async def test_a_limit_holds_and_may_not_fall_below_what_is_in(app: App) -> None
     assert no(await app.http.put(f"{GROUPS}/{group_id}", json={"maxDevNum": 1})) == FULL
     assert (await app.http.put(f"{GROUPS}/{group_id}", json={"maxDevNum": 0})).status_code == 200
     assert (await change_members(app, ADD, group_id, [c])).status_code == 200
-    assert no(await app.http.post(GROUPS, json={"name": "g2", "maxDevNum": 1, "deviceIds": [a, b]})) == FULL
+    assert no(await app.http.post(GROUPS, json={"name": "g2", "maxDevNum": 1, "deviceIds": [a, b]})) == TOO_MANY
+    assert (await app.http.get(GROUPS)).json()["totalCount"] == 1
     assert no(await app.http.get(f"{GROUPS}/g2")) == UNKNOWN
+
+
+async def test_section_5_5_an_unknown_device_makes_no_group(app: App, database: Database) -> None:
+    (a,) = await devices_of(app, 1)
+    assert no(await app.http.post(GROUPS, json={"name": "g", "deviceIds": [a, "nobody"]})) == NO_DEVICE
+    assert await database.fetchval("SELECT count(*) FROM device_group") == 0
 
 
 async def test_adding_is_all_or_nothing_and_repeats_change_nothing(app: App, database: Database) -> None:
     a, b = await devices_of(app, 2)
     group_id = await app.group("g1")
-    assert no(await change_members(app, ADD, group_id, [a, "nobody"])) == BAD
+    assert no(await change_members(app, ADD, group_id, [a, "nobody"])) == NO_DEVICE
     assert await members_of(app, group_id) == (0, [])
     for _ in range(2):
         answer = await change_members(app, ADD, group_id, [a, b])
@@ -250,8 +256,8 @@ async def test_an_application_sees_and_changes_only_its_own_groups(server: Serve
     ):
         assert no(await stranger.http.request(method, url, json=body)) == UNKNOWN, (method, url)
     assert (await stranger.http.get(GROUPS)).json()["totalCount"] == 1
-    assert no(await change_members(stranger, ADD, own, [a])) == BAD
-    assert no(await stranger.http.post(GROUPS, json={"name": "g2", "deviceIds": [a]})) == BAD
+    assert no(await change_members(stranger, ADD, own, [a])) == NO_DEVICE
+    assert no(await stranger.http.post(GROUPS, json={"name": "g2", "deviceIds": [a]})) == NO_DEVICE
     assert (await change_members(stranger, REMOVE, own, [a])).status_code == 200
     assert no(await stranger.http.get(GROUPS, params={"accessAppId": app.app_id})) == (403, "100217")
     assert no(await stranger.http.post(GROUPS, json={"name": "g3", "appId": app.app_id})) == (403, "100217")

@@ -32,6 +32,24 @@ REVISIONS = [r.revision for r in reversed(list(SCRIPTS.walk_revisions()))]  # ol
 Schema = dict[str, Any]
 NewDatabase = Callable[[], str]
 
+DEVICE: dict[str, Any] = {
+    "id": 9,
+    "device_id": "d9",
+    "application_id": 1,
+    "node_id": "n9",
+    "product_id": 1,
+    "reports_fw": False,
+    "reports_sw": False,
+    "self_registered": False,
+    "attributes": "{}",
+    "attributes_wanted": False,
+    "info": '{"mac":"m","location":"a \\"quoted\\" roof"}',
+    "activation_timeout": 60,
+    "registered_at": 1_000,
+    "modified_at": 1_000,
+    "attempt_seq": 0,
+}
+
 # revision -> rows that a database of that revision may hold: (table, row). They are inserted right after it has been
 # reached, stay while later ones are applied, and must be found at the head as they were put in.
 SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
@@ -228,6 +246,7 @@ SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ),
         ("application_authorization", {"application_id": 1, "authorized_id": 2, "created_at": 3}),
     ],
+    "0003": [("device", {**DEVICE, "id": 4, "location": "roof", "activation_due_at": 61_001})],
 }
 
 # What a row of SAMPLES is when a later revision changes it on purpose: (table, column) -> old value to new value.
@@ -480,6 +499,17 @@ def test_rows_of_every_revision_come_through_all_later_ones(new_database: NewDat
 
     assert on(url, lost) == []
     assert on(url, counts) == {table: sum(t == table for t, _ in kept) for table, _ in kept}
+
+
+def test_0003_fills_in_what_the_device_list_reads_by_index(new_database: NewDatabase) -> None:
+    url = new_database()
+    upgrade(url, "0002")
+    rows = [row for row in SAMPLES["0001"] if row[0] in {"application", "product"}]
+    forever = {**DEVICE, "id": 8, "device_id": "d8", "node_id": "n8", "info": "{}", "activation_timeout": 0}
+    on(url, lambda c: insert(c, [*rows, ("device", DEVICE), ("device", forever)]))
+    upgrade(url)
+    sql = text("SELECT location, activation_due_at FROM device ORDER BY id DESC")
+    assert on(url, lambda c: [tuple(row) for row in c.execute(sql)]) == [('a "quoted" roof', 61_000), (None, None)]
 
 
 def test_a_server_opens_an_old_database_with_its_rows_and_migrates_it(new_database: NewDatabase) -> None:

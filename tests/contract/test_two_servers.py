@@ -13,8 +13,9 @@ from openiodm.campaigns.model import CampaignKey, Counters, Policy
 from openiodm.campaigns.queries import CampaignQueries
 from openiodm.campaigns.reports import ReportDesk
 from openiodm.campaigns.rollout import Expiry, Result, Versions
+from openiodm.clock import HOUR, Millis
 from openiodm.devices.commands import DeviceCommands
-from openiodm.devices.model import DeviceKey
+from openiodm.devices.model import DeviceKey, Silences
 from openiodm.devices.told import AttributeKeys, ToldCommands
 from openiodm.errors import Reason, Refusal
 from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
@@ -216,7 +217,8 @@ async def test_a_device_deleted_during_an_expansion_elsewhere_has_no_open_upgrad
     devices = await first.add_devices(2)
     await first.add_group("g", 1, 2)
     task = await first.create(groups=["g"])
-    deletes = DeviceCommands(second.writer, second.clock, second.commands)
+    silences = Silences(HOUR, Millis(2 * HOUR))
+    deletes = DeviceCommands(second.writer, second.clock, second.commands, silences)
     async with pair.held() as tx:
         # The expansion holds its devices and waits to count them.
         await tx.execute("SELECT id FROM upgrade FOR UPDATE")

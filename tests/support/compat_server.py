@@ -18,7 +18,7 @@ from openiodm.devices.last_seen import LastSeen
 from openiodm.devices.model import DeviceKey, Silences
 from openiodm.devices.queries import DeviceQueries, GroupQueries
 from openiodm.http.routes import Route, api_router
-from openiodm.northbound.compat import auth, devices, groups
+from openiodm.northbound.compat import auth, credentials, devices, groups
 from openiodm.northbound.compat.edge import CompatEdge
 from openiodm.northbound.compat.guard import CompatGuard
 from openiodm.storage.access import AccessReads, AccessRows
@@ -61,6 +61,8 @@ class Server:
         flow: FlowControl | None = None,
         lives: TokenLives = LIVES,
         errors_as_4xx: bool = False,
+        max_devices: int = 0,
+        max_groups: int = 0,
     ) -> None:
         self.database = database
         self.clock = clock
@@ -68,11 +70,11 @@ class Server:
         self.access = AccessCommands(self.writer, clock, lives)
         self.access_queries = AccessQueries(AccessReads(database), clock)
         self.deletions = Deletions()
-        self.devices = DeviceCommands(self.writer, clock, self.deletions)
-        self.store = DeviceStore(database)
         silences = Silences(Millis(25 * HOUR), Millis(49 * HOUR))
+        self.devices = DeviceCommands(self.writer, clock, self.deletions, silences, max_devices=max_devices)
+        self.store = DeviceStore(database)
         self.device_queries = DeviceQueries(self.store, clock, silences)
-        self.groups = GroupCommands(self.writer, clock)
+        self.groups = GroupCommands(self.writer, clock, max_groups=max_groups)
         self.group_queries = GroupQueries(self.store)
         self.last_seen = LastSeen(self.writer, clock, 3600)
         guard = CompatGuard(self.access_queries, flow or MemoryFlow(clock, 0))
@@ -81,6 +83,7 @@ class Server:
     def routes(self) -> Sequence[Route]:
         return [
             *auth.routes(self.access),
+            *credentials.routes(self.devices, self.device_queries),
             *devices.routes(self.devices, self.device_queries),
             *groups.routes(self.groups, self.group_queries),
         ]
@@ -113,7 +116,7 @@ class App:
         self.http = http
 
     async def register(self, node_id: str, **body: Any) -> str:
-        answer = await self.http.post(devices.CREDENTIALS, json={"nodeId": node_id, **body})
+        answer = await self.http.post(credentials.CREDENTIALS, json={"nodeId": node_id, **body})
         assert answer.status_code == 200, answer.text
         return str(answer.json()["deviceId"])
 

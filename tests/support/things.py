@@ -73,10 +73,14 @@ def own_request(route: Route, t: Things, fresh: str) -> Request:
     path = {name: PATH[name](t)[0] for name in re.findall(r"{(\w+)}", route.path)}
     request = Request(path)
     match label(route).replace(IOCM, "iocm").replace(IODM, "iodm").replace(API, "api"):
-        case "POST iocm/reg/v1.1.0/deviceCredentials":
+        case "POST iocm/reg/v1.1.0/deviceCredentials" | "POST iocm/reg/v1.1.0/devices":
             request.body = {"nodeId": fresh}
-        case "PUT iocm/reg/v1.1.0/deviceCredentials/{deviceId}":
+        case "PUT iocm/reg/v1.1.0/deviceCredentials/{deviceId}" | "PUT iocm/reg/v1.1.0/devices/{deviceId}":
             request.body = {"verifyCode": fresh}
+        case "POST iocm/reg/v2.0.0/deviceCredentials":
+            request.body = {"deviceInfo": {"nodeId": fresh}}
+        case "PUT iocm/reg/v2.0.0/deviceCredentials/{deviceId}":
+            request.body = {"timeout": 60}
         case "GET iocm/dm/v1.4.0/devices":
             request.query = {"pageNo": "0"}
         case "PUT iocm/dm/v1.4.0/devices/{deviceId}" | "PUT iocm/devgroup/v1.3.0/devGroups/{devGroupId}":

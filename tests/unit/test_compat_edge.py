@@ -19,6 +19,7 @@ TASKS, PACKAGES = "/iodm/northbound/v1.5.0/operations", "/iodm/northbound/v1.5.0
 LOGIN, DEVICE = "/iocm/app/sec/v1.1.0/login", "/iocm/app/dm/v1.4.0/devices/d"
 GROUP, MEMBERS = "/iocm/app/devgroup/v1.3.0/devGroups", "/iocm/app/dm/v1.2.0/devices/ids"
 ADD = "/iocm/app/dm/v1.1.0/devices/addDevGroupTagToDevices"
+CREDENTIALS = "/iocm/app/reg/v1.1.0/deviceCredentials"
 
 
 def request(path: str) -> Request:
@@ -86,8 +87,10 @@ def test_any_text_is_a_moment_or_a_value_error(text: str) -> None:
         (Reason.DEVICE_UNKNOWN, DEVICE, 404, "100403"),
         (Reason.DEVICE_UNKNOWN, TASKS, 404, "123002"),
         (Reason.DEVICE_UNKNOWN, ADD, 400, "100604"),
-        (Reason.BAD_PAGING, DEVICE, 400, "50400"),
-        (Reason.BAD_PAGING, MEMBERS, 400, "100604"),
+        (Reason.BAD_INPUT, DEVICE, 400, "50400"),
+        (Reason.BAD_FILTER, DEVICE, 400, "100405"),
+        (Reason.DEVICE_LIST_UNBOUND, DEVICE, 400, "100218"),
+        (Reason.BAD_PAGING, MEMBERS, 400, "50400"),
         (Reason.BAD_PAGING, TASKS, 400, "123029"),
         (Reason.BAD_PAGING, PACKAGES, 400, "120015"),
         (Reason.BAD_FILTER, TASKS, 400, "120015"),
@@ -116,7 +119,16 @@ def test_any_text_is_a_moment_or_a_value_error(text: str) -> None:
         (Reason.GROUP_NAME_TAKEN, GROUP, 200, "100602"),
         (Reason.GROUP_UNKNOWN, MEMBERS, 200, "100603"),
         (Reason.GROUP_TOO_MANY_DEVICES, ADD, 400, "100609"),
-        (Reason.NODE_ID_TAKEN, "/iocm/app/reg/v1.1.0/deviceCredentials", 400, "100426"),
+        (Reason.GROUP_LIMIT, GROUP, 200, "100607"),
+        (Reason.NODE_ID_TAKEN, CREDENTIALS, 400, "100426"),
+        (Reason.VERIFY_CODE_TAKEN, CREDENTIALS, 400, "100416"),
+        (Reason.VERIFY_CODE_BAD, CREDENTIALS, 400, "100003"),
+        (Reason.MESSAGE_BAD, CREDENTIALS, 400, "100007"),
+        (Reason.BAD_INPUT, CREDENTIALS, 400, "50400"),
+        (Reason.DEVICE_ONLINE, CREDENTIALS, 400, "100611"),
+        (Reason.DEVICE_UNKNOWN, CREDENTIALS, 404, "100403"),
+        (Reason.DEVICE_LIMIT, CREDENTIALS, 500, "100412"),
+        (Reason.DEVICE_UNKNOWN, "/iocm/app/shadow/v1.5.0/devices/1", 404, "100418"),
     ],
 )
 def test_a_reason_has_the_status_and_code_of_its_family(reason: Reason, path: str, status: int, code: str) -> None:
@@ -139,7 +151,8 @@ def test_every_reason_in_every_family_has_an_answer_below_500_but_our_own_fault(
     for path in paths:
         for reason in Reason:
             status, _ = answer(reason, path)
-            assert status < 500 or reason is Reason.STORE_FULL
+            # The contract has the limit of devices as a 500.
+            assert status < 500 or reason in {Reason.STORE_FULL, Reason.DEVICE_LIMIT}
 
 
 def test_errors_shown_with_200_can_be_4xx() -> None:

@@ -46,6 +46,8 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "cancel_clock_s": ("15", "15", 15),
     "device_abnormal_after_s": ("16", "16", 16),
     "device_offline_after_s": ("315360000", "315360000", 315_360_000),
+    "devices_per_application": ("18", "18", 18),
+    "groups_per_application": ("19", "19", 19),
     "group_errors_as_4xx": ("true", "true", True),
     "shutdown_grace_s": ("17", "17", 17),
     "log_level": ('"warning"', "warning", "warning"),
@@ -90,6 +92,8 @@ NONSENSE: dict[str, list[str]] = {
     "token_grace_s": ["-1", "3601"],
     "calls_per_minute": ["-1"],
     "native_calls_per_minute": ["-1"],
+    "devices_per_application": ["-1"],
+    "groups_per_application": ["-1"],
     "max_package_bytes": ["0", "1GiB"],
     "min_free_disk_bytes": ["-1"],
     **{name: ["0", "-1", "315360001"] for name in (

@@ -4,17 +4,21 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from openiodm.access.model import Actor, ApplicationKey, Product, hash_secret
-from openiodm.clock import Clock, random_id, random_secret
+from openiodm.clock import Clock, Instant, random_id, random_secret
 from openiodm.devices.model import (
     BULK_CHUNK,
-    TARGET_TOKEN_CHARS,
+    SECRET_CHARS,
     BulkRecord,
     BulkResult,
     Device,
     DeviceChange,
+    DeviceStatus,
     NewDevice,
     PreparedDevice,
     Registered,
+    Silences,
+    check_info,
+    check_target_token,
 )
 from openiodm.devices.ports import DeviceLists, DeviceRows, DeviceWork, DeviceWriter, UnfinishedWork
 from openiodm.errors import Reason, Refusal
@@ -23,24 +27,36 @@ EXPIRY_CHUNK = 100
 
 
 class DeviceCommands:
-    """Registration to deletion."""
+    """Registration to deletion. `max_devices`: most live devices of an application; 0 = no limit."""
 
-    def __init__(self, writer: DeviceWriter, clock: Clock, unfinished: UnfinishedWork) -> None:
+    def __init__(
+        self,
+        writer: DeviceWriter,
+        clock: Clock,
+        unfinished: UnfinishedWork,
+        silences: Silences,
+        *,
+        max_devices: int = 0,
+    ) -> None:
         self._writer = writer
         self._clock = clock
         self._unfinished = unfinished
+        self._silences = silences
+        self._max_devices = max_devices
 
     async def register(self, actor: Actor, new: NewDevice) -> Registered:
         """A new device (contract 5.2). Attempts are numbered on from those of earlier devices of the node id.
 
         Raises:
-            Refusal: BAD_INPUT, NODE_ID_TAKEN, VERIFY_CODE_TAKEN (verify codes are unique over all applications).
+            Refusal: BAD_INPUT, NODE_ID_TAKEN, VERIFY_CODE_TAKEN (verify codes are unique over all applications),
+                DEVICE_LIMIT.
         """
         new.check()
         device = _prepare(new)
 
         async def register(work: DeviceWork) -> Registered:
             rows = work.devices
+            await self._check_room(rows, actor.application)
             if await rows.insert_device(actor.application, device, self._clock.now()) is None:
                 raise await _taken(rows, actor.application, device)
             return _registered(device)
@@ -66,21 +82,23 @@ class DeviceCommands:
         prepared = _prepare_chunk(chunk)
         devices = [p for p in prepared if isinstance(p, PreparedDevice)]
 
-        async def register(work: DeviceWork) -> tuple[frozenset[str], frozenset[str]]:
-            rows = work.devices
-            await rows.insert_devices(actor.application, devices, self._clock.now())
-            present = await rows.device_ids_present([d.device_id for d in devices])
-            refused = [d.new.node_id for d in devices if d.device_id not in present]
-            return present, await rows.node_ids_taken(actor.application, refused)
+        async def register(work: DeviceWork) -> dict[str, Registered | Refusal]:
+            rows, application = work.devices, actor.application
+            outcomes: dict[str, Registered | Refusal] = {}
+            todo = devices
+            while todo:
+                # What is refused for another reason leaves its room to those behind it.
+                room = await self._room(rows, application)
+                if not room:
+                    return outcomes | {d.device_id: _no_room() for d in todo}
+                part, todo = todo[:room], todo[room:]
+                outcomes |= await _insert(rows, application, part, self._clock.now())
+            return outcomes
 
-        present, node_ids_taken = await self._writer.run(register) if devices else (frozenset(), frozenset())
+        outcomes = await self._writer.run(register) if devices else {}
 
         def outcome(device: PreparedDevice | Refusal) -> Registered | Refusal:
-            if isinstance(device, Refusal):
-                return device
-            if device.device_id in present:
-                return _registered(device)
-            return _node_id_taken() if device.new.node_id in node_ids_taken else _verify_code_taken()
+            return device if isinstance(device, Refusal) else outcomes[device.device_id]
 
         return [BulkResult(r.line, outcome(p)) for r, p in zip(chunk, prepared, strict=True)]
 
@@ -95,7 +113,7 @@ class DeviceCommands:
         """The device of that node id, made now if it makes its first contact. Parallel first contacts agree on one.
 
         Raises:
-            Refusal: BAD_INPUT for the node id.
+            Refusal: BAD_INPUT for the node id; DEVICE_LIMIT.
         """
         new = NewDevice(node_id=node_id, product=product)
         new.check()
@@ -103,6 +121,10 @@ class DeviceCommands:
 
         async def first_contact(work: DeviceWork) -> Device:
             rows, now = work.devices, self._clock.now()
+            known = await rows.device_by_node(application, node_id)
+            if known is not None:
+                return known
+            await self._check_room(rows, application)
             await rows.insert_contact(application, prepared, protocol_type, address, now)
             device = await rows.device_by_node(application, node_id)
             assert device is not None
@@ -123,6 +145,7 @@ class DeviceCommands:
             product = change.product_of(device.product)
             NewDevice(device.node_id, name=change.name, product=product).check()
             info = {k: v for k, v in {**device.info, **change.info}.items() if v is not None}
+            check_info(info)
             await rows.update_device(
                 device.key,
                 name=device.name if change.name is None else change.name,
@@ -146,26 +169,65 @@ class DeviceCommands:
     ) -> Registered:
         """A new verify code (generated unless given), and another node id where hardware was swapped.
 
+        The time-out of a device that never made contact counts anew. A device that is online would go on with
+        credentials that are no longer its own, so it is refused (contract section 5.3).
+
         Raises:
-            Refusal: DEVICE_UNKNOWN, BAD_INPUT, NODE_ID_TAKEN, VERIFY_CODE_TAKEN.
+            Refusal: DEVICE_UNKNOWN, BAD_INPUT, DEVICE_ONLINE, NODE_ID_TAKEN, VERIFY_CODE_BAD (another device's).
         """
 
         async def refresh(work: DeviceWork) -> Registered:
             rows = work.devices
-            device = await _locked(rows, actor, device_id)
-            new = NewDevice(
-                node_id or device.node_id,
-                verify_code=verify_code,
-                timeout_s=device.timeout_s if timeout_s is None else timeout_s,
-            )
-            new.check()
-            wanted = replace(_prepare(new), device_id=device_id)
-            now = self._clock.now()
-            if not await rows.set_credentials(device, new.node_id, wanted.verify_code, new.timeout_s, now):
-                raise await _taken(rows, actor.application, wanted, but=device.node_id)
+            device = await self._locked_offline(rows, actor, device_id)
+            wanted = _renewed(device, node_id, timeout_s, verify_code or random_id())
+            await self._set_credentials(rows, actor.application, device, wanted)
             return _registered(wanted)
 
         return await self._writer.run(refresh)
+
+    async def refresh_secret(
+        self,
+        actor: Actor,
+        device_id: str,
+        *,
+        node_id: str | None = None,
+        secret: str | None = None,
+        timeout_s: int | None = None,
+    ) -> tuple[Registered, str]:
+        """As `refresh_credentials`, for the secret (the device's own token) in place of the verify code.
+
+        Raises:
+            Refusal: DEVICE_UNKNOWN, BAD_INPUT, DEVICE_ONLINE, NODE_ID_TAKEN.
+        """
+        text = secret or new_secret()
+        check_target_token(text)
+
+        async def refresh(work: DeviceWork) -> Registered:
+            rows = work.devices
+            device = await self._locked_offline(rows, actor, device_id)
+            wanted = _renewed(device, node_id, timeout_s, device.verify_code or random_id())
+            await self._set_credentials(rows, actor.application, device, wanted)
+            await rows.set_target_token(device.key, hash_secret(text), self._clock.now())
+            return _registered(wanted)
+
+        return await self._writer.run(refresh), text
+
+    async def _locked_offline(self, rows: DeviceRows, actor: Actor, device_id: str) -> Device:
+        device = await _locked(rows, actor, device_id)
+        if self._silences.status(device.last_seen_at, self._clock.now()) is DeviceStatus.ONLINE:
+            raise Refusal(Reason.DEVICE_ONLINE, "the device is online")
+        return device
+
+    async def _set_credentials(
+        self, rows: DeviceRows, application: ApplicationKey, device: Device, wanted: PreparedDevice
+    ) -> None:
+        new, now = wanted.new, self._clock.now()
+        if await rows.set_credentials(device, new.node_id, wanted.verify_code, new.timeout_s, now):
+            return
+        refusal = await _taken(rows, application, wanted, but=device.node_id)
+        if refusal.reason is Reason.VERIFY_CODE_TAKEN:
+            raise Refusal(Reason.VERIFY_CODE_BAD, refusal.detail, field=refusal.field)
+        raise refusal
 
     async def delete(self, actor: Actor, device_id: str) -> None:
         """Soft: history keeps speaking of it; its node id is free again. Its open upgrade fails.
@@ -208,10 +270,8 @@ class DeviceCommands:
         Raises:
             Refusal: DEVICE_UNKNOWN, BAD_INPUT.
         """
-        least, most = TARGET_TOKEN_CHARS
-        if token is not None and not (least <= len(token) <= most and token.isascii() and token.isprintable()):
-            raise Refusal(Reason.BAD_INPUT, f"a target token has {least} to {most} characters", field="token")
-        text = token or random_secret()
+        text = random_secret() if token is None else token
+        check_target_token(text)
         await self._write_target_token(actor, device_id, hash_secret(text))
         return text
 
@@ -229,6 +289,50 @@ class DeviceCommands:
             await work.devices.set_target_token(device.key, token_hash, self._clock.now())
 
         await self._writer.run(write)
+
+    async def _room(self, rows: DeviceRows, application: ApplicationKey) -> int:
+        """How many more devices the application may have, at most a bulk registration's chunk."""
+        if not self._max_devices:
+            return BULK_CHUNK
+        used = await rows.count_devices(application, self._max_devices)
+        return max(0, min(self._max_devices - used, BULK_CHUNK))
+
+    async def _check_room(self, rows: DeviceRows, application: ApplicationKey) -> None:
+        if not await self._room(rows, application):
+            raise _no_room()
+
+
+def new_secret() -> str:
+    """A secret as the platform made them, of `SECRET_CHARS` hexadecimal digits."""
+    return random_id()[:SECRET_CHARS]
+
+
+async def _insert(
+    rows: DeviceRows, application: ApplicationKey, devices: Sequence[PreparedDevice], now: Instant
+) -> dict[str, Registered | Refusal]:
+    """What became of each device, by its id."""
+    await rows.insert_devices(application, devices, now)
+    present = await rows.device_ids_present([d.device_id for d in devices])
+    refused = [d.new.node_id for d in devices if d.device_id not in present]
+    taken = await rows.node_ids_taken(application, refused)
+
+    def outcome(device: PreparedDevice) -> Registered | Refusal:
+        if device.device_id in present:
+            return _registered(device)
+        return _node_id_taken() if device.new.node_id in taken else _verify_code_taken()
+
+    return {d.device_id: outcome(d) for d in devices}
+
+
+def _renewed(device: Device, node_id: str | None, timeout_s: int | None, verify_code: str) -> PreparedDevice:
+    """The device with new credentials; what is None stays."""
+    new = NewDevice(
+        node_id or device.node_id,
+        verify_code=verify_code,
+        timeout_s=device.timeout_s if timeout_s is None else timeout_s,
+    )
+    new.check()
+    return replace(_prepare(new), device_id=device.device_id)
 
 
 def _prepare(new: NewDevice) -> PreparedDevice:
@@ -282,6 +386,10 @@ async def _taken(
 
 def _unknown() -> Refusal:
     return Refusal(Reason.DEVICE_UNKNOWN, "there is no such device")
+
+
+def _no_room() -> Refusal:
+    return Refusal(Reason.DEVICE_LIMIT, "the application has as many devices as it may have")
 
 
 def _node_id_taken() -> Refusal:

@@ -21,23 +21,29 @@ SWEEP_CHUNK = 1000
 
 
 class GroupCommands:
-    """Groups and who is in them."""
+    """Groups and who is in them. `max_groups`: most live groups of an application; 0 = no limit."""
 
-    def __init__(self, writer: DeviceWriter, clock: Clock) -> None:
+    def __init__(self, writer: DeviceWriter, clock: Clock, *, max_groups: int = 0) -> None:
         self._writer = writer
         self._clock = clock
+        self._max_groups = max_groups
 
     async def create(self, actor: Actor, new: NewGroup) -> Group:
         """A new group with its first members.
 
         Raises:
-            Refusal: BAD_INPUT, GROUP_NAME_TAKEN, and those of `add`.
+            Refusal: BAD_INPUT, GROUP_NAME_TAKEN, GROUP_LIMIT, DEVICE_UNKNOWN, GROUP_TOO_MANY_DEVICES (more than 1,000,
+                or more than the group is to take).
         """
         _check(new.name, new.max_devices)
+        if new.max_devices and len(set(new.device_ids)) > new.max_devices:
+            raise Refusal(Reason.GROUP_TOO_MANY_DEVICES, field="device_ids")
         group_id = random_id()
 
         async def create(work: DeviceWork) -> Group:
             rows, now = work.devices, self._clock.now()
+            if self._max_groups and await rows.count_groups(actor.application) >= self._max_groups:
+                raise Refusal(Reason.GROUP_LIMIT, "the application has as many groups as it may have")
             members = await _members(rows, actor, new.device_ids)
             key = await rows.insert_group(actor.application, group_id, new, now)
             if key is None:

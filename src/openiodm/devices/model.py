@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NewType
 
+import msgspec
+
 from openiodm.access.model import ApplicationKey, Product
 from openiodm.clock import DAY, Instant, Millis
 from openiodm.errors import Reason, Refusal
@@ -20,6 +22,10 @@ GROUP_CHANGE_DEVICES = 1000
 BULK_CHUNK = 500
 """Devices that one transaction of a bulk registration takes."""
 TIMEOUT_MAX_S = 2**31 - 1
+INFO_BYTES = 64 * 1024
+"""Most of what is told of a device beside its columns, in bytes of JSON."""
+SECRET_CHARS = 20
+"""Length of a device's secret, in hexadecimal digits (contract section 5.1, v2.0.0 of the registration)."""
 LINGER = DAY
 """How long the member rows of a deleted group stay: a task that was made before may still be expanding over them."""
 TARGET_TOKEN_CHARS = (16, 256)
@@ -32,8 +38,8 @@ UNTOLD = Product("", "", "")
 class NewDevice:
     """A device to be registered. What is None is generated.
 
-    `timeout_s`: deleted when it has made no contact for so long; 0 = never. `info`: what else is told of it, kept as it
-    is, under the keys of whoever registered it.
+    `timeout_s`: deleted when it has made no contact for so long; 0 = never. `target_token`: its own DDI token, kept as
+    a hash; None = it has none. `info`: what else is told of it, kept as it is, under the keys of whoever registered it.
     """
 
     node_id: str
@@ -45,6 +51,7 @@ class NewDevice:
     protocol_type: str | None = None
     fw_version: str | None = None
     sw_version: str | None = None
+    target_token: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -62,6 +69,30 @@ class NewDevice:
             raise Refusal(Reason.BAD_INPUT, "the product is too long", field="product")
         if not 0 <= self.timeout_s <= TIMEOUT_MAX_S:
             raise Refusal(Reason.BAD_INPUT, "the time-out is out of range", field="timeout_s")
+        if self.target_token is not None:
+            check_target_token(self.target_token)
+        check_info(self.info)
+
+
+def check_target_token(token: str) -> None:
+    """It goes into an HTTP header, and is long enough not to be guessed.
+
+    Raises:
+        Refusal: BAD_INPUT.
+    """
+    least, most = TARGET_TOKEN_CHARS
+    if not (least <= len(token) <= most and token.isascii() and token.isprintable()):
+        raise Refusal(Reason.BAD_INPUT, f"a target token has {least} to {most} characters", field="token")
+
+
+def check_info(info: Mapping[str, Any]) -> None:
+    """Bounded, since every list of devices carries it.
+
+    Raises:
+        Refusal: BAD_INPUT.
+    """
+    if len(msgspec.json.encode(info)) > INFO_BYTES:
+        raise Refusal(Reason.BAD_INPUT, f"more than {INFO_BYTES} bytes are told of the device", field="info")
 
 
 def _members(product: Product) -> tuple[str, str, str]:

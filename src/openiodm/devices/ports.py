@@ -62,6 +62,10 @@ class DeviceLists(DeviceReads, Protocol):
 class GroupRows(Protocol):
     """Groups within one transaction."""
 
+    async def count_groups(self, application: ApplicationKey) -> int:
+        """Its live groups. The number does not rise before this transaction ends."""
+        ...
+
     async def lock_group(self, application: ApplicationKey, group_id: str) -> Group | None:
         """The group, locked: its count changes with its members, and by one at a time."""
         ...
@@ -99,6 +103,10 @@ class GroupRows(Protocol):
 
 class DeviceRows(DeviceReads, GroupRows, Protocol):
     """Devices and groups within one transaction."""
+
+    async def count_devices(self, application: ApplicationKey, most: int) -> int:
+        """Its live devices, `most` or more of them as `most`. The number does not rise before this transaction ends."""
+        ...
 
     async def insert_device(
         self, application: ApplicationKey, device: PreparedDevice, now: Instant
@@ -154,7 +162,7 @@ class DeviceRows(DeviceReads, GroupRows, Protocol):
     async def set_credentials(
         self, device: Device, node_id: str, verify_code: str, timeout_s: int, now: Instant
     ) -> bool:
-        """Sets them; False when the node id or the verify code is another's."""
+        """Sets them, and the time-out anew; False when the node id or the verify code is another's."""
         ...
 
     async def set_target_token(self, device: DeviceKey, token_hash: str | None, now: Instant) -> None:

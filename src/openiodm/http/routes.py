@@ -72,7 +72,8 @@ class Route:
     """One operation of an API.
 
     `handler` returns a value of type `answer` (encoded as JSON), a ready `Response`, or None (empty answer).
-    `bad_input` gives the reason for a query or body member that does not parse, where it is not `BAD_INPUT`.
+    `bad_input` gives the reason for a query or body member that does not parse, where it is not `BAD_INPUT`; it is
+    asked about None for a body that is no JSON, or not of its shape at all.
     `acts_for` names the members of query and body, as they are sent, that name the application to act for.
     """
 
@@ -201,7 +202,7 @@ def parse_json(raw: bytes, into: Any, bad_input: Callable[[str | None], Reason])
         name = field_of(error)
         raise Refusal(bad_input(name), str(error), field=name) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: nested too deep
-        raise Refusal(Reason.BAD_INPUT, f"the body is not JSON: {error}") from error
+        raise Refusal(bad_input(None), f"the body is not JSON: {error}") from error
 
 
 def application_named(route: Route, query: Any, body: Any) -> str | None:

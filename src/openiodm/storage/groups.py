@@ -1,6 +1,6 @@
 """Rows of groups and their members. `device_group.device_count` is changed with the members, in one transaction.
 
-Locks are taken in one order, groups before devices, so that several servers do not deadlock.
+Locks are taken in one order, the application before groups before devices, so that several servers do not deadlock.
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,8 @@ SELECT CAST($1 AS bigint), id, product_id FROM device WHERE id = ANY($2::bigint[
 ON CONFLICT (group_id, device_id) DO NOTHING
 """
 _REMOVE_MEMBERS = "DELETE FROM group_member WHERE group_id = $1 AND device_id = ANY($2::bigint[])"
+_LOCK_APPLICATION = "SELECT id FROM application WHERE id = $1 FOR NO KEY UPDATE"
+_COUNT_GROUPS = "SELECT count(*) FROM device_group WHERE application_id = $1 AND deleted_at IS NULL"
 _COUNT = "UPDATE device_group SET device_count = device_count + $2 WHERE id = $1"
 _LOCK_GROUPS_OF_DEVICE = """
 SELECT g.id FROM device_group g JOIN group_member m ON m.group_id = g.id
@@ -61,6 +63,15 @@ class GroupRows:
 
     def __init__(self, tx: Tx) -> None:
         self._tx = tx
+
+    async def lock_application(self, application: ApplicationKey) -> None:
+        """Whoever counts an application's things against a limit does so alone. Before any other lock."""
+        await self._tx.lock(_LOCK_APPLICATION, application)
+
+    async def count_groups(self, application: ApplicationKey) -> int:
+        """The application's row is locked."""
+        await self.lock_application(application)
+        return int(await self._tx.fetchval(_COUNT_GROUPS, application))
 
     async def lock_group(self, application: ApplicationKey, group_id: str) -> Group | None:
         """Locked until the transaction ends."""

@@ -47,6 +47,13 @@ def _ref(name: str, target: str, *, nullable: bool = False) -> Column[int]:
     return Column(name, BigId, ForeignKey(f"{target}.id"), nullable=nullable)
 
 
+def _live_index(name: str, *columns: str, of: str = "") -> Index:
+    """Of an application's live devices, those for which `of` holds."""
+    where = text("deleted_at IS NULL" + (f" AND {of}" if of else ""))
+    name = f"ix_device_application_{name}_live"
+    return Index(name, "application_id", *columns, sqlite_where=where, postgresql_where=where)
+
+
 application = Table(
     "application",
     metadata,
@@ -144,10 +151,12 @@ device = Table(
     Column("attributes_wanted", Boolean, nullable=False),
     Column("auto_confirm", Text),  # JSON {initiator, remark, activatedAt} while active
     Column("info", Text, nullable=False),  # JSON: the contract's other deviceInfo members
+    Column("location", Text),  # of info, copied: the list filters by it
     Column("token_hash", Text),  # DDI target token
     Column("verify_code", Text),
     Column("psk", Text),
     Column("activation_timeout", BigInteger, nullable=False),  # seconds; 0 = never
+    Column("activation_due_at", BigInteger),  # then it is deleted, unless it made contact; null = never
     Column("registered_at", BigInteger, nullable=False),
     Column("modified_at", BigInteger, nullable=False),
     Column("activated_at", BigInteger),  # first contact
@@ -173,12 +182,18 @@ device = Table(
         sqlite_where=text("deleted_at IS NULL AND verify_code IS NOT NULL"),
         postgresql_where=text("deleted_at IS NULL AND verify_code IS NOT NULL"),
     ),
+    # What the device list filters by, each in the list's order. Not by the last contact: it changes all the time, and
+    # PostgreSQL would write every index of the row with it.
+    _live_index("registered", "registered_at", "id"),
+    _live_index("product", "product_id", "registered_at", "id"),
+    _live_index("name", "name", "registered_at", "id", of="name IS NOT NULL"),
+    _live_index("location", "location", "registered_at", "id", of="location IS NOT NULL"),
+    _live_index("inactive", "registered_at", "id", of="activated_at IS NULL"),
     Index(
-        "ix_device_application_registered_live",
-        "application_id",
-        "id",
-        sqlite_where=text("deleted_at IS NULL"),
-        postgresql_where=text("deleted_at IS NULL"),
+        "ix_device_activation_due",
+        "activation_due_at",
+        sqlite_where=text("activation_due_at IS NOT NULL AND activated_at IS NULL AND deleted_at IS NULL"),
+        postgresql_where=text("activation_due_at IS NOT NULL AND activated_at IS NULL AND deleted_at IS NULL"),
     ),
     sqlite_autoincrement=True,
 )

@@ -1,4 +1,4 @@
-"""Registration to deletion of devices, one device, the device list (sections 5.1 to 5.4).
+"""Modification and deletion of devices, one device, the device list, the shadow (sections 5.1, 5.3 and 5.4).
 
 All devices are directly connected ones here: each is its own gateway, as the platform had it for such devices.
 """
@@ -9,120 +9,69 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
-from openiodm.access.model import Actor, Product
+from openiodm.access.model import Actor
 from openiodm.clock import Instant
 from openiodm.devices.commands import DeviceCommands
-from openiodm.devices.model import DeviceChange, DeviceFilter, DeviceStatus, NewDevice, Page
+from openiodm.devices.model import DeviceChange, DeviceFilter, DeviceStatus, Page
 from openiodm.devices.queries import DeviceQueries, SeenDevice
 from openiodm.errors import Reason, Refusal
 from openiodm.http.routes import Call, Needs, Route
-from openiodm.northbound.compat.fields import Number, Text, given, paging
+from openiodm.northbound.compat.fields import (
+    CustomField,
+    Location,
+    Number,
+    Text,
+    given,
+    paging,
+    rest_of,
+)
 from openiodm.northbound.compat.times import format_time, parse_time
 
-CREDENTIALS = "/iocm/app/reg/v1.1.0/deviceCredentials"
 DEVICES = "/iocm/app/dm/v1.4.0/devices"
+SHADOW = "/iocm/app/shadow/v1.5.0/devices"
 NODE_TYPE = "GATEWAY"
 ACTS_FOR = ("appId",)  # section 1.1
 PAGE_SIZE, PAGE_SIZE_MOST = 25, 250
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
-Imsi = Annotated[str, Meta(max_length=64)]
-Psk = Annotated[str, Meta(pattern=r"^([0-9a-fA-F]{8,32})?$(?!\n)", max_length=32)]
-Location = Annotated[str, Meta(max_length=1024)]
-Timeout = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+NameOfImsi = Annotated[str, Meta(min_length=1, max_length=64)]
+NameOfLocation = Annotated[str, Meta(min_length=1, max_length=1024)]
 
-# Members of deviceInfo that have columns of their own, or are told by the server.
-_COLUMNS = ("name", "device_type", "model", "manufacturer_name", "protocol_type", "fw_version", "sw_version")
+# Members that have columns of their own.
+_COLUMNS = ("name", "device_type", "model", "manufacturer_name", "protocol_type")
 
 
-class RegisterInfo(msgspec.Struct, rename="camel"):
-    """deviceInfo of a registration: what may be told of a device beforehand."""
+class DataConfig(msgspec.Struct, rename="camel", omit_defaults=True):
+    """How long the platform kept a device's data."""
 
-    name: Text | None = None
-    description: Location | None = None
-    manufacturer_id: Text | None = None
-    manufacturer_name: Text | None = None
-    mac: Text | None = None
-    location: Location | None = None
-    device_type: Text | None = None
-    model: Text | None = None
-    sw_version: Text | None = None
-    fw_version: Text | None = None
-    hw_version: Text | None = None
-    protocol_type: Text | None = None
-    bridge_id: Text | None = None
-    mute: Text | None = None
-    supported_security: Text | None = None
-    is_security: Text | None = None
-    sig_version: Text | None = None
-    serial_number: Text | None = None
+    data_aging_time: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
 
 
-class RegisterBody(msgspec.Struct, rename="camel"):
-    """A registration (0010). What is empty is not given."""
+class DeviceConfig(msgspec.Struct, rename="camel", omit_defaults=True):
+    """The device's configuration."""
 
-    node_id: Name
-    verify_code: Text | None = None
-    end_user_id: Text | None = None
-    imsi: Imsi | None = None
-    psk: Psk | None = None
-    timeout: Timeout | None = None
-    is_secure: bool | None = None
-    device_info: RegisterInfo | None = None
-    product_id: Text | None = None
-
-
-class RegisterAnswer(msgspec.Struct, rename="camel"):
-    """What the installer of the device needs."""
-
-    device_id: str
-    verify_code: str
-    timeout: int
-    psk: str
-
-
-class RefreshBody(msgspec.Struct, rename="camel"):
-    """New credentials for a device that is there."""
-
-    verify_code: Text | None = None
-    node_id: Text | None = None
-    timeout: Timeout | None = None
-
-
-class RefreshAnswer(msgspec.Struct, rename="camel"):
-    """The credentials after it."""
-
-    verify_code: str
-    timeout: int
-
-
-class Activation(msgspec.Struct, rename="camel"):
-    """Has it ever made contact (0016)?"""
-
-    device_id: str
-    activated: bool
-    name: str | None
+    data_config: DataConfig | None = None
 
 
 class ModifyBody(msgspec.Struct, rename="camel"):
-    """What to change (0013); what is left out, or null, stays."""
+    """What to change (0013); what is left out, or null, stays. An empty text is none (`String(1-256)`)."""
 
-    name: Text | None = None
-    end_user: Text | None = None
-    mute: Text | None = None
-    manufacturer_id: Text | None = None
-    manufacturer_name: Text | None = None
-    device_type: Text | None = None
-    model: Text | None = None
-    protocol_type: Text | None = None
-    region: Text | None = None
-    organization: Text | None = None
-    timezone: Text | None = None
-    location: Location | None = None
-    product_id: Text | None = None
-    imsi: Imsi | None = None
-    custom_fields: list[dict[str, Any]] | None = None
-    device_config: dict[str, Any] | None = None
+    name: Name | None = None
+    end_user: Name | None = None
+    mute: Name | None = None
+    manufacturer_id: Name | None = None
+    manufacturer_name: Name | None = None
+    device_type: Name | None = None
+    model: Name | None = None
+    protocol_type: Name | None = None
+    region: Name | None = None
+    organization: Name | None = None
+    timezone: Name | None = None
+    location: NameOfLocation | None = None
+    product_id: Name | None = None
+    imsi: NameOfImsi | None = None
+    custom_fields: list[CustomField] | None = None
+    device_config: DeviceConfig | None = None
 
 
 class DeviceInfo(msgspec.Struct, rename="camel"):
@@ -181,6 +130,13 @@ class AppQuery(msgspec.Struct, rename="camel"):
     app_id: Text = ""
 
 
+class OneQuery(msgspec.Struct, rename="camel"):
+    """As AppQuery, and whether the imsi is asked for."""
+
+    app_id: Text = ""
+    select: Literal["imsi", ""] = ""
+
+
 class DeleteQuery(msgspec.Struct, rename="camel"):
     """`cascade` speaks of children; there are none here."""
 
@@ -206,47 +162,15 @@ class ListQuery(msgspec.Struct, rename="camel"):
     select: Literal["imsi", ""] = ""
 
 
+def _bad_filter(_field: str | None) -> Reason:
+    return Reason.BAD_FILTER
+
+
 def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
-    """The seven calls."""
+    """The five calls."""
     api = _Devices(commands, queries)
     unknown = Reason.DEVICE_UNKNOWN
-    taken = (Reason.NODE_ID_TAKEN, Reason.VERIFY_CODE_TAKEN)
     return [
-        Route(
-            "POST",
-            CREDENTIALS,
-            api.register,
-            Needs.APPLICATION,
-            "Register a device",
-            acts_for=ACTS_FOR,
-            query=AppQuery,
-            body=RegisterBody,
-            answer=RegisterAnswer,
-            refusals=taken,
-        ),
-        Route(
-            "PUT",
-            CREDENTIALS + "/{deviceId}",
-            api.refresh_credentials,
-            Needs.APPLICATION,
-            "Give a device new credentials",
-            acts_for=ACTS_FOR,
-            query=AppQuery,
-            body=RefreshBody,
-            answer=RefreshAnswer,
-            refusals=(unknown, *taken),
-        ),
-        Route(
-            "GET",
-            CREDENTIALS + "/{deviceId}",
-            api.activation,
-            Needs.APPLICATION,
-            "Activation status",
-            acts_for=ACTS_FOR,
-            query=AppQuery,
-            answer=Activation,
-            refusals=(unknown,),
-        ),
         Route(
             "GET",
             DEVICES,
@@ -256,6 +180,8 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             acts_for=ACTS_FOR,
             query=ListQuery,
             answer=DeviceList,
+            bad_input=_bad_filter,
+            refusals=(Reason.DEVICE_LIST_UNBOUND, Reason.BAD_FILTER),
         ),
         Route(
             "GET",
@@ -264,9 +190,10 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             Needs.APPLICATION,
             "One device",
             acts_for=ACTS_FOR,
-            query=AppQuery,
+            query=OneQuery,
             answer=DeviceObject,
-            refusals=(unknown,),
+            bad_input=_bad_filter,
+            refusals=(unknown, Reason.BAD_FILTER),
         ),
         Route(
             "PUT",
@@ -291,6 +218,17 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             status=204,
             refusals=(unknown,),
         ),
+        Route(
+            "GET",
+            SHADOW + "/{deviceId}",
+            api.get_shadow,
+            Needs.APPLICATION,
+            "Shadow of a device",
+            acts_for=ACTS_FOR,
+            query=AppQuery,
+            answer=DeviceObject,
+            refusals=(unknown,),
+        ),
     ]
 
 
@@ -299,26 +237,11 @@ class _Devices:
         self._commands = commands
         self._queries = queries
 
-    async def register(self, call: Call) -> RegisterAnswer:
-        done = await self._commands.register(call.actor, _new_device(call.body))
-        return RegisterAnswer(done.device_id, done.verify_code, done.timeout_s, done.psk)
-
-    async def refresh_credentials(self, call: Call) -> RefreshAnswer:
-        body: RefreshBody = call.body
-        done = await self._commands.refresh_credentials(
-            call.actor,
-            call.path["deviceId"],
-            node_id=given(body.node_id),
-            verify_code=given(body.verify_code),
-            timeout_s=body.timeout,
-        )
-        return RefreshAnswer(done.verify_code, done.timeout_s)
-
-    async def activation(self, call: Call) -> Activation:
-        device = (await self._one(call)).device
-        return Activation(device.device_id, device.activated_at is not None, device.name)
-
     async def get_device(self, call: Call) -> DeviceObject:
+        return _object(await self._one(call), with_imsi=call.query.select == "imsi")
+
+    async def get_shadow(self, call: Call) -> DeviceObject:
+        """The device again: services are empty here, and with them what was reported and what is desired."""
         return _object(await self._one(call))
 
     async def _one(self, call: Call) -> SeenDevice:
@@ -327,8 +250,9 @@ class _Devices:
     async def list_devices(self, call: Call) -> DeviceList:
         query: ListQuery = call.query
         if not query.gateway_id and not query.page_no:
-            raise Refusal(Reason.BAD_PAGING, "gatewayId and pageNo are both empty", field="pageNo")
-        page = Page(*paging(query.page_no, query.page_size, default=PAGE_SIZE, most=PAGE_SIZE_MOST))
+            raise Refusal(Reason.DEVICE_LIST_UNBOUND, "gatewayId and pageNo are both empty", field="pageNo")
+        bad = Reason.BAD_FILTER
+        page = Page(*paging(query.page_no, query.page_size, default=PAGE_SIZE, most=PAGE_SIZE_MOST, bad=bad))
         wanted = _filter(call.actor, query)
         total, found = 0, []
         if query.node_type in ("", NODE_TYPE):
@@ -346,23 +270,6 @@ class _Devices:
         return Response(status_code=204)
 
 
-def _new_device(body: RegisterBody) -> NewDevice:
-    told = body.device_info or RegisterInfo()
-    info = {**_rest(told), "endUserId": body.end_user_id, "imsi": body.imsi, "productId": body.product_id}
-    return NewDevice(
-        node_id=body.node_id,
-        verify_code=given(body.verify_code),
-        psk=given(body.psk),
-        timeout_s=body.timeout or 0,
-        name=told.name,
-        product=Product(told.device_type or "", told.model or "", told.manufacturer_name or ""),
-        protocol_type=told.protocol_type,
-        fw_version=given(told.fw_version),
-        sw_version=given(told.sw_version),
-        info={k: v for k, v in info.items() if v is not None} | {"isSecure": bool(body.is_secure)},
-    )
-
-
 def _change(body: ModifyBody) -> DeviceChange:
     return DeviceChange(
         name=body.name,
@@ -370,13 +277,8 @@ def _change(body: ModifyBody) -> DeviceChange:
         model=body.model,
         manufacturer_name=body.manufacturer_name,
         protocol_type=body.protocol_type,
-        info={k: v for k, v in _rest(body).items() if v is not None},
+        info=rest_of(body, _COLUMNS),
     )
-
-
-def _rest(told: msgspec.Struct) -> dict[str, Any]:
-    """What has no column, under the contract's names."""
-    return {f.encode_name: getattr(told, f.name) for f in msgspec.structs.fields(told) if f.name not in _COLUMNS}
 
 
 def _filter(actor: Actor, query: ListQuery) -> DeviceFilter:

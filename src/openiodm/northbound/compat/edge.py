@@ -47,6 +47,8 @@ class Family:
 _TOKEN = No(403, "1010005", "App_key or access_token is invalid.")
 _BAD_REQUEST = No(400, "120015", "Bad request error.")
 _NOT_FOUND = No(404, "123002", "Device or package file not found.")
+_INPUT_INVALID = No(400, "50400", "The input is invalid.")
+_NO_DEVICE = No(404, "100403", "The device is not existed.")
 _OUR_FAULT = No(500, "50252", "Internal server error.")
 
 COMMON: dict[Reason, No] = {
@@ -62,29 +64,49 @@ COMMON: dict[Reason, No] = {
 
 AUTH = Family(
     "auth",
-    No(400, "50400", "The input is invalid."),
+    _INPUT_INVALID,
     {
         R.CREDENTIALS_MISSING: No(400, "102202", "Required Parameter is null or empty."),
         R.CREDENTIALS_WRONG: No(401, "100208", "AppId or secret is not right."),
         R.APPLICATION_FROZEN: No(400, "100247", "Operation not allowed. The application has been frozen."),
     },
 )
+CREDENTIALS = Family(
+    "credentials",
+    _INPUT_INVALID,
+    {
+        R.MESSAGE_BAD: No(400, "100007", "Bad request message."),
+        R.VERIFY_CODE_BAD: No(400, "100003", "Invalid verify code."),
+        R.VERIFY_CODE_TAKEN: No(400, "100416", "The device has already been binded."),
+        R.NODE_ID_TAKEN: No(400, "100426", "The nodeId is duplicated."),
+        R.DEVICE_ONLINE: No(400, "100611", "Device is online."),
+        R.DEVICE_UNKNOWN: _NO_DEVICE,
+        R.DEVICE_LIMIT: No(500, "100412", "The amount of device has reached the limit."),
+    },
+)
 DEVICES = Family(
     "devices",
-    No(400, "50400", "The input is invalid."),
+    _INPUT_INVALID,
     {
-        R.DEVICE_UNKNOWN: No(404, "100403", "The device is not existed."),
-        R.NODE_ID_TAKEN: No(400, "100426", "The nodeId is duplicated."),
-        R.VERIFY_CODE_TAKEN: No(400, "100416", "The device has already been binded."),
+        R.DEVICE_LIST_UNBOUND: No(400, "100218", "The gatewayId and pageNo can't be both null."),
+        R.BAD_FILTER: No(400, "100405", "The request parameter is invalid."),
+        R.DEVICE_UNKNOWN: _NO_DEVICE,
     },
+)
+SHADOW = Family(
+    "shadow",
+    _INPUT_INVALID,
+    {R.DEVICE_UNKNOWN: No(404, "100418", "The deviceData is not existed.")},
 )
 GROUPS = Family(
     "groups",
-    No(400, "100604", "The device group request parameter is invalid."),
+    _INPUT_INVALID,
     {
+        R.DEVICE_UNKNOWN: No(400, "100604", "The device group request parameter is invalid."),
         R.GROUP_FULL: No(200, "100601", "The number of device in the group has reach the max.", strict=409),
         R.GROUP_NAME_TAKEN: No(200, "100602", "The device group name has been used.", strict=409),
         R.GROUP_UNKNOWN: No(200, "100603", "The device group is not existed.", strict=404),
+        R.GROUP_LIMIT: No(200, "100607", "The devGroup has reached the limit.", strict=409),
         R.GROUP_TOO_MANY_DEVICES: No(400, "100609", "Too much devices to add."),
     },
 )
@@ -124,6 +146,8 @@ FAMILIES: Sequence[tuple[str, Family]] = (
     ("/iocm/app/dm/v1.2.0/devices/ids", GROUPS),
     ("/iocm/app/dm/v1.1.0/devices/addDevGroupTagToDevices", GROUPS),
     ("/iocm/app/dm/v1.1.0/devices/deleteDevGroupTagFromDevices", GROUPS),
+    ("/iocm/app/reg/", CREDENTIALS),
+    ("/iocm/app/shadow/", SHADOW),
     ("/iocm/", DEVICES),
 )
 

@@ -1,16 +1,34 @@
-"""Types and checks that the routes of the compatible API share: bounded texts and paging.
+"""Types and checks that the routes of the compatible API share: bounded texts, paging, what is told of a device.
 
 An empty query value is one that was not given (DECISIONS 26), so numbers come as texts and are read here.
 """
 
-from typing import Annotated
+from collections.abc import Container
+from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta
 
 from openiodm.errors import Reason, Refusal
 
 Text = Annotated[str, Meta(max_length=256)]
 Number = Annotated[str, Meta(pattern=r"^[0-9]*$", max_length=18)]
+Imsi = Annotated[str, Meta(max_length=64)]
+Location = Annotated[str, Meta(max_length=1024)]
+
+
+class CustomField(msgspec.Struct, rename="camel", omit_defaults=True):
+    """A member that an application makes up for a device. Kept; the contract has no call that shows it."""
+
+    field_name: Text | None = None
+    field_type: Text | None = None
+    field_value: str | int | float | bool | None = None
+
+
+def rest_of(told: msgspec.Struct, but: Container[str]) -> dict[str, Any]:
+    """What is given and has no column, under the contract's names."""
+    values = {f.encode_name: getattr(told, f.name) for f in msgspec.structs.fields(told) if f.name not in but}
+    return {name: msgspec.to_builtins(value) for name, value in values.items() if value is not None}
 
 
 def given(text: str | None) -> str | None:

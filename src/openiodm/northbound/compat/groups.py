@@ -152,7 +152,7 @@ def routes(commands: GroupCommands, queries: GroupQueries) -> list[Route]:
             body=CreateBody,
             answer=CreatedGroup,
             status=201,
-            refusals=(Reason.GROUP_NAME_TAKEN, *members),
+            refusals=(Reason.GROUP_NAME_TAKEN, Reason.GROUP_LIMIT, *members),
         ),
         Route(
             "GET",

@@ -174,19 +174,44 @@ async def streamed(size: int, piece: int = 64 * 1024) -> AsyncIterator[bytes]:
         yield block
 
 
-async def campaign(server: Server, file_id: str, status: str) -> None:
-    """A task that refers to the package, as far as this room looks at it."""
+async def campaign(server: Server, file_id: str, status: str, window_end: int | None = None) -> int:
+    """A task that refers to the package, as far as this room looks at it; its key."""
     async with server.database.transaction() as tx:
         row = await tx.fetchrow("SELECT id, product_id FROM package WHERE file_id = $1", file_id)
-        await tx.execute(
-            "INSERT INTO campaign (operation_id, application_id, kind, package_id, product_id, device_type, model, "
-            "manufacturer_name, target_version, policy_given, execute_type, retry_times, round, confirmation, clocks, "
-            "status, work, stopped_by_operator, created_at) VALUES (random_id(), 1, 'firmware_upgrade', $1, $2, 't', "
-            "'m', 'f', 'V1', $3, 'now', 0, 0, $3, '{}', $4, 'idle', $3, 0)",
-            row[0],
-            row[1],
+        return int(
+            await tx.fetchval(
+                "INSERT INTO campaign (operation_id, application_id, kind, package_id, product_id, device_type, model, "
+                "manufacturer_name, target_version, policy_given, execute_type, retry_times, round, confirmation, "
+                "clocks, status, work, stopped_by_operator, created_at, window_end) VALUES (random_id(), 1, "
+                "'firmware_upgrade', $1, $2, 't', 'm', 'f', 'V1', $3, 'now', 0, 0, $3, '{}', $4, 'idle', $3, 0, $5) "
+                "RETURNING id",
+                row[0],
+                row[1],
+                False,
+                status,
+                window_end,
+            )
+        )
+
+
+async def failed_device(server: Server, campaign_key: int, state: str, deleted_at: int | None = None) -> None:
+    """A device of the task that ended so."""
+    async with server.database.transaction() as tx:
+        device = await tx.fetchval(
+            "INSERT INTO device (device_id, application_id, node_id, product_id, reports_fw, reports_sw, "
+            "self_registered, attributes, attributes_wanted, info, activation_timeout, registered_at, modified_at, "
+            "attempt_seq, deleted_at) SELECT random_id(), 1, random_id(), product_id, $2, $2, $2, '{}', $2, '{}', 0, "
+            "0, 0, 0, $3 FROM campaign WHERE id = $1 RETURNING id",
+            campaign_key,
             False,
-            status,
+            deleted_at,
+        )
+        await tx.execute(
+            "INSERT INTO upgrade (public_id, campaign_id, ordinal, device_id, state, round, created_at, finished_at) "
+            "VALUES (random_id(), $1, 1, $2, $3, 0, 0, 0)",
+            campaign_key,
+            device,
+            state,
         )
 
 
@@ -623,6 +648,32 @@ async def test_a_package_that_an_unfinished_task_needs_stays(server: Server, sta
 async def test_a_package_of_finished_tasks_can_go(server: Server, status: str) -> None:
     file_id = (await server.upload(b"x")).json()["fileId"]
     await campaign(server, file_id, status)
+    assert (await server.delete(f"{COMPAT}/{file_id}")).status_code == 200
+
+
+@pytest.mark.parametrize("state", ["fail", "timeout"])
+async def test_a_package_that_a_retry_would_need_stays_until_the_retry_is_given_up(server: Server, state: str) -> None:
+    file_id = (await server.upload(b"x")).json()["fileId"]
+    await failed_device(server, await campaign(server, file_id, "failed"), state)
+    answer = await server.delete(f"{COMPAT}/{file_id}")
+    assert (answer.status_code, answer.json()) == (400, BAD_REQUEST)
+    answer = await server.delete(f"{NATIVE}/{file_id}")
+    assert (answer.status_code, answer.json()["reason"]) == (409, "package-in-use")
+    assert (await server.delete(f"{NATIVE}/{file_id}?giveUpRetries=perhaps")).json()["field"] == "giveUpRetries"
+    assert (await server.delete(f"{NATIVE}/{file_id}?giveUpRetries=true")).status_code == 204
+
+
+async def test_giving_up_retries_does_not_give_up_unfinished_tasks(server: Server) -> None:
+    file_id = (await server.upload(b"x")).json()["fileId"]
+    await campaign(server, file_id, "processing")
+    assert (await server.delete(f"{NATIVE}/{file_id}?giveUpRetries=true")).status_code == 409
+
+
+async def test_a_failed_task_that_nobody_can_retry_keeps_no_package(server: Server) -> None:
+    file_id = (await server.upload(b"x")).json()["fileId"]
+    await failed_device(server, await campaign(server, file_id, "failed", window_end=1), "fail")
+    await failed_device(server, await campaign(server, file_id, "failed"), "fail", deleted_at=1)
+    await failed_device(server, await campaign(server, file_id, "stop"), "fail")
     assert (await server.delete(f"{COMPAT}/{file_id}")).status_code == 200
 
 

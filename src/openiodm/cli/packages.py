@@ -165,10 +165,17 @@ def delete(
     secret_file: options.SecretFile = None,
     ca: options.Ca = None,
     client_cert: options.ClientCert = None,
+    give_up_retries: Annotated[
+        bool, typer.Option("--give-up-retries", help="Also where a failed task could be retried with it.")
+    ] = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Delete a package; refused while an unfinished task needs it."""
+    """Delete a package; refused while an unfinished task needs it, or a failed one that could be retried."""
     with connect(url, app_id, secret_file, ca, client_cert) as client:
-        client.call("DELETE", f"{PACKAGES}/{segment(file_id)}")
+        query = {"giveUpRetries": "true"} if give_up_retries else None
+        client.call("DELETE", f"{PACKAGES}/{segment(file_id)}", query=query)
+    if as_json:
+        tables.print_json({"deleted": [file_id]})
 
 
 def _sha256(file: Path) -> str:

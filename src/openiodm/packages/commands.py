@@ -17,6 +17,7 @@ from openiodm.packages.model import (
     MAX_SOURCE_VERSIONS,
     Collected,
     FileType,
+    Need,
     NewPackage,
     Package,
     PackageDraft,
@@ -113,20 +114,26 @@ class PackageCommands:
         log.info("package_uploaded", file_id=package.file_id, size=staged.blob.size, sha256=staged.blob.sha256)
         return package
 
-    async def delete(self, actor: Actor, file_id: str) -> None:
+    async def delete(self, actor: Actor, file_id: str, *, give_up_retries: bool = False) -> None:
         """Hides the package for good; its bytes go with the next collection if nobody else refers to them.
 
+        `give_up_retries`: failed tasks that could be retried do not keep it, and cannot be retried from then on.
+
         Raises:
-            Refusal: PACKAGE_UNKNOWN; PACKAGE_IN_USE while an unfinished campaign refers to it.
+            Refusal: PACKAGE_UNKNOWN; PACKAGE_IN_USE while an unfinished campaign or a possible retry needs it.
         """
 
         async def command(work: PackageWork) -> None:
             key = await work.packages.locked(actor.application, file_id) if is_searchable(file_id) else None
             if key is None:
                 raise Refusal(Reason.PACKAGE_UNKNOWN, field="fileId")
-            if await work.packages.in_use(key):
+            now = self._clock.now()
+            need = await work.packages.needed_by(key, now)
+            if need is Need.UNFINISHED:
                 raise Refusal(Reason.PACKAGE_IN_USE, "an unfinished task needs the package", field="fileId")
-            await work.packages.mark_deleted(key, self._clock.now())
+            if need is Need.RETRY and not give_up_retries:
+                raise Refusal(Reason.PACKAGE_IN_USE, "a retry of a failed task would need the package", field="fileId")
+            await work.packages.mark_deleted(key, now)
 
         await self._writer.run(command)
         log.info("package_deleted", file_id=file_id)

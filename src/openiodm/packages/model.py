@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import NewType
 
 from openiodm.access.model import Product
@@ -26,6 +26,13 @@ class FileType(StrEnum):
 
     FIRMWARE = "firmwarePackage"
     SOFTWARE = "softwarePackage"
+
+
+class Need(Enum):
+    """What a package is still needed for."""
+
+    UNFINISHED = "unfinished"  # a task that has not ended
+    RETRY = "retry"  # a failed task that an operator may retry
 
 
 @dataclass(frozen=True, slots=True)

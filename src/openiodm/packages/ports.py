@@ -6,7 +6,7 @@ from typing import BinaryIO, Protocol, TypeVar
 
 from openiodm.access.model import ApplicationKey
 from openiodm.clock import Instant
-from openiodm.packages.model import Blob, Package, PackageDraft, PackageFilter, PackageKey, PackagePage
+from openiodm.packages.model import Blob, Need, Package, PackageDraft, PackageFilter, PackageKey, PackagePage
 
 T = TypeVar("T")
 
@@ -44,8 +44,8 @@ class PackageRows(PackageReads, BlobReads, Protocol):
         """Finds the package and keeps others from changing it, or creating tasks with it, until the commit."""
         ...
 
-    async def in_use(self, key: PackageKey) -> bool:
-        """Does an unfinished campaign refer to it?"""
+    async def needed_by(self, key: PackageKey, now: Instant) -> Need | None:
+        """What needs it most; None: nothing does."""
         ...
 
     async def mark_deleted(self, key: PackageKey, at: Instant) -> None:

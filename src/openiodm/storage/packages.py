@@ -9,6 +9,7 @@ from openiodm.clock import Instant
 from openiodm.packages.model import (
     Blob,
     FileType,
+    Need,
     Package,
     PackageDraft,
     PackageFilter,
@@ -36,7 +37,15 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING id
 """
 _LOCKED = "SELECT id FROM package WHERE file_id = $1 AND application_id = $2 AND deleted_at IS NULL FOR UPDATE"
 _DELETE = "UPDATE package SET deleted_at = $2 WHERE id = $1 AND deleted_at IS NULL"
-_IN_USE = "SELECT 1 FROM campaign WHERE package_id = $1 AND status IN ('wait', 'processing') LIMIT 1"
+_UNFINISHED = "SELECT 1 FROM campaign WHERE package_id = $1 AND status IN ('wait', 'processing') LIMIT 1"
+# As `CampaignCommands.retry` has it: the task has failed, its window is not over, and a device that failed is there.
+_RETRIABLE = """
+SELECT 1 FROM campaign c
+WHERE c.package_id = $1 AND c.status = 'failed' AND (c.window_end IS NULL OR c.window_end > $2) AND EXISTS (
+    SELECT 1 FROM upgrade u JOIN device d ON d.id = u.device_id AND d.deleted_at IS NULL
+    WHERE u.campaign_id = c.id AND u.state IN ('fail', 'timeout'))
+LIMIT 1
+"""
 _REFERENCED = """
 SELECT DISTINCT k.sha256 FROM package k WHERE k.sha256 = ANY($1::text[]) AND (k.deleted_at IS NULL OR EXISTS (
     SELECT 1 FROM campaign c WHERE c.package_id = k.id AND c.status IN ('wait', 'processing')))
@@ -108,9 +117,11 @@ class PackageRows(PackageReads):
         key = await self._tx.fetchval(_LOCKED, file_id, application)
         return None if key is None else PackageKey(key)
 
-    async def in_use(self, key: PackageKey) -> bool:
-        """Does an unfinished campaign refer to it?"""
-        return await self._tx.fetchval(_IN_USE, key) is not None
+    async def needed_by(self, key: PackageKey, now: Instant) -> Need | None:
+        """By the index of campaigns by package."""
+        if await self._tx.fetchval(_UNFINISHED, key) is not None:
+            return Need.UNFINISHED
+        return None if await self._tx.fetchval(_RETRIABLE, key, now) is None else Need.RETRY
 
     async def mark_deleted(self, key: PackageKey, at: Instant) -> None:
         """Soft: finished tasks still speak of it."""

@@ -68,6 +68,14 @@ class ListQuery(msgspec.Struct, rename="camel"):
     page_size: Annotated[int, Meta(ge=1, le=MAX_PAGE_SIZE)] = 10
 
 
+class DeleteQuery(msgspec.Struct, rename="camel"):
+    """How to delete a package."""
+
+    give_up_retries: Annotated[
+        bool, Meta(description="Also where a failed task could be retried with it; then it cannot be any more.")
+    ] = False
+
+
 class PackageView(msgspec.Struct, rename="camel"):
     """A package."""
 
@@ -153,9 +161,10 @@ def routes(commands: PackageCommands, queries: PackageQueries) -> list[Route]:
             api.delete_package,
             Needs.APPLICATION,
             "Delete a package",
+            query=DeleteQuery,
             status=204,
-            description="Refused while an unfinished task needs it.",
-            refusals=(Reason.PACKAGE_UNKNOWN, Reason.PACKAGE_IN_USE),
+            description="Refused while an unfinished task needs it, or a failed one that could be retried.",
+            refusals=(Reason.BAD_INPUT, Reason.PACKAGE_UNKNOWN, Reason.PACKAGE_IN_USE),
         ),
     ]
 
@@ -198,7 +207,9 @@ class _Packages:
         return _view(await self._queries.one(call.actor, checked_file_id(call.path["fileId"])))
 
     async def delete_package(self, call: Call) -> None:
-        await self._commands.delete(call.actor, checked_file_id(call.path["fileId"]))
+        query: DeleteQuery = call.query
+        file_id = checked_file_id(call.path["fileId"])
+        await self._commands.delete(call.actor, file_id, give_up_retries=query.give_up_retries)
 
 
 def _new_package(query: UploadQuery) -> NewPackage:

@@ -173,7 +173,7 @@ def test_devices_are_registered_shown_and_deleted(shell: Shell) -> None:
     assert token not in ("", made["targetToken"])
     shell.run("device", "token", "reg-1", "--remove")
     assert shell.json("device", "show", "reg-1")["hasTargetToken"] is False
-    shell.run("device", "delete", "reg-1")
+    assert shell.json("device", "delete", "reg-1") == {"deleted": ["reg-1"]}
     assert "device-unknown" in shell.run("device", "show", "reg-1", code=1).stderr
 
 
@@ -203,7 +203,7 @@ def test_a_group_is_upgraded_and_watched_to_its_end(shell: Shell) -> None:
     assert shell.json("package", "show", package)["version"] == "V2"
     task = shell.run("task", "create", "--package", package, "--group", "hall3").stdout.strip()
     assert "has not ended" in shell.run("task", "wait", task, "--timeout", "0", code=4).stderr
-    assert "package-in-use" in shell.run("package", "delete", package, code=1).stderr
+    assert "package-in-use" in shell.run("package", "delete", package, "--give-up-retries", code=1).stderr
 
     summary = shell.json("simulate", "--devices", str(devices), *FAST, "--until-done", "--duration", "60")
     assert (summary["ended"], summary["succeeded"], summary["violations"]) == ("done", 12, [])
@@ -224,8 +224,8 @@ def test_a_group_is_upgraded_and_watched_to_its_end(shell: Shell) -> None:
     assert {json.loads(line)["nodeId"] for line in exported} == {f"grp-{n}" for n in range(12)}
     shell.run("task", "export", task, "--format", "csv", "-o", "out.csv")
     assert len((shell.folder / "out.csv").read_text().splitlines()) == 13
-    shell.run("group", "delete", "hall3")
-    shell.run("package", "delete", package)
+    assert shell.json("group", "delete", "hall3") == {"deleted": [group["groupId"]]}
+    assert shell.json("package", "delete", package) == {"deleted": [package]}
     assert shell.json("package", "list")["items"] == []
 
 
@@ -240,13 +240,13 @@ def test_a_failed_task_is_retried_and_a_stopped_one_stays(shell: Shell) -> None:
     task = shell.run(*create).stdout.strip()
     shell.json(*fleet, "--failure-rate", "1", "--until-done", "--duration", "30")
     assert "fail 2" in shell.run("task", "wait", task, "--timeout", "20", code=1).stderr
-    shell.run("task", "retry", task)
+    assert shell.json("task", "retry", task)["status"] == "processing"
     shell.json(*fleet, "--until-done", "--duration", "30")
     shell.run("task", "wait", task, "--timeout", "20")
 
     stopped = shell.run("task", "create", "--package", shell.upload("V4"), *create[4:]).stdout.strip()
     shell.run("task", "stop", stopped, "--device", "gw-000000")
-    shell.run("task", "stop", stopped)
+    assert shell.json("task", "stop", stopped)["status"] == "stop"
     assert "stopped" in shell.run("task", "wait", stopped, "--timeout", "20", code=3).stderr
     assert "campaign-finished" in shell.run("task", "stop", stopped, code=1).stderr
     assert "no device nobody" in shell.run(*create[:4], "--device", "nobody", code=1).stderr

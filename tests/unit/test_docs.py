@@ -43,6 +43,15 @@ def test_every_setting_has_a_meaning_and_every_option_a_line() -> None:
             assert f"`{option}" in about, (name, option)
 
 
+def test_every_command_of_a_client_answers_programs_in_json() -> None:
+    """All but those that have a form of their own: bytes, or a server that runs."""
+    others = {"openiodm serve", "openiodm demo", "openiodm task export", "openiodm tls init"}
+    without = {
+        name for name, command in pages.commands() if "--json" not in {o for p in command.params for o in p.opts}
+    }
+    assert without == others
+
+
 def test_native_api_lists_exactly_the_native_routes() -> None:
     listed = re.findall(r"^\| `([A-Z]+)` \| `(/\S+)` \|", read("native-api.md"), re.MULTILINE)
     assert sorted(listed) == sorted((route.method, route.path) for route in NATIVE)

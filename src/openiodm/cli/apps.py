@@ -106,6 +106,7 @@ def authorize(
     config: options.ConfigFile = None,
     database: options.Database = None,
     data_dir: options.DataDir = None,
+    as_json: options.Json = False,
 ) -> None:
     """Let another application act on this one's devices, groups and subscriptions."""
 
@@ -113,6 +114,8 @@ def authorize(
         await rooms.access.authorize((await rooms.access_queries.application(app_id)).actor, other_app_id)
 
     with_rooms(load_settings(config, database, data_dir), change)
+    if as_json:
+        tables.print_json({"appId": app_id, "authorized": other_app_id})
 
 
 @app.command()
@@ -122,6 +125,7 @@ def unauthorize(
     config: options.ConfigFile = None,
     database: options.Database = None,
     data_dir: options.DataDir = None,
+    as_json: options.Json = False,
 ) -> None:
     """Take such an authorization back."""
 
@@ -129,6 +133,8 @@ def unauthorize(
         await rooms.access.unauthorize((await rooms.access_queries.application(app_id)).actor, other_app_id)
 
     with_rooms(load_settings(config, database, data_dir), change)
+    if as_json:
+        tables.print_json({"appId": app_id, "unauthorized": other_app_id})
 
 
 @app.command()

@@ -197,11 +197,14 @@ def delete(
     secret_file: options.SecretFile = None,
     ca: options.Ca = None,
     client_cert: options.ClientCert = None,
+    as_json: options.Json = False,
 ) -> None:
     """Delete devices; an open upgrade of one fails."""
     with connect(url, app_id, secret_file, ca, client_cert) as client:
         for device in devices:
             client.call("DELETE", options.device_path(device))
+    if as_json:
+        tables.print_json({"deleted": devices})
 
 
 @app.command()

@@ -86,10 +86,14 @@ def delete(
     secret_file: options.SecretFile = None,
     ca: options.Ca = None,
     client_cert: options.ClientCert = None,
+    as_json: options.Json = False,
 ) -> None:
     """Delete a group; its devices stay."""
     with connect(url, app_id, secret_file, ca, client_cert) as client:
-        client.call("DELETE", f"{GROUPS}/{options.group_of(client, group)['groupId']}")
+        group_id = options.group_of(client, group)["groupId"]
+        client.call("DELETE", f"{GROUPS}/{group_id}")
+    if as_json:
+        tables.print_json({"deleted": [group_id]})
 
 
 @app.command()

@@ -283,11 +283,14 @@ def stop(
     ca: options.Ca = None,
     client_cert: options.ClientCert = None,
     device: Annotated[str | None, typer.Option("--device", help="This one alone.")] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Stop a task: from now on no device begins."""
+    """Stop a task: from now on no device begins. With --json: the task as it is then."""
     with connect(url, app_id, secret_file, ca, client_cert) as client:
         one = "" if device is None else f"/devices/{segment(device)}"
         client.call("POST", f"{_path(operation_id)}{one}/stop")
+        if as_json:
+            tables.print_json(_task(client, operation_id))
 
 
 @app.command()
@@ -298,10 +301,13 @@ def retry(
     secret_file: options.SecretFile = None,
     ca: options.Ca = None,
     client_cert: options.ClientCert = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Run the failed devices of a failed task again."""
+    """Run the failed devices of a failed task again. With --json: the task as it is then."""
     with connect(url, app_id, secret_file, ca, client_cert) as client:
         client.call("POST", f"{_path(operation_id)}/retry")
+        if as_json:
+            tables.print_json(_task(client, operation_id))
 
 
 @app.command()

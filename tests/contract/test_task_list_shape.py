@@ -468,6 +468,20 @@ async def test_native_list_has_the_same_filters(world: World) -> None:
     assert (await world.native.get("", 400, pageSize=101))["reason"] == "bad-paging"
 
 
+async def test_native_creates_for_devices_by_either_name(world: World) -> None:
+    """Where one text is the device id of one and the node id of another, the device id counts."""
+    await world.core.add_devices(3)
+    async with world.core.database.transaction() as tx:
+        await tx.execute("UPDATE device SET node_id = 'd1' WHERE device_id = 'd3'")
+    targets = {"devices": ["n2", "d1", "d2", "n1"]}
+    asked = {"kind": "firmware_upgrade", "fileId": "f1", "targets": targets}
+    task = await world.native.post("", json.dumps(asked).encode(), 201)
+    assert task["targets"]["devices"] == ["d2", "d1"]
+    assert task["counters"]["total"] == 2
+    targets["devices"] = ["n9"]
+    assert (await world.native.post("", json.dumps(asked).encode(), 404))["reason"] == "device-unknown"
+
+
 async def test_native_stop_and_retry(world: World) -> None:
     await world.core.add_devices(2)
     failed, stopped = await world.core.create(["d1"]), await world.core.create(["d2"])

@@ -1,6 +1,7 @@
 """What applications ask of the core: create, stop, retry. Each is one transaction of the writer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from openiodm.access.model import Actor
 from openiodm.campaigns import endings
@@ -9,6 +10,7 @@ from openiodm.campaigns.model import CampaignKey, Clocks, ExecuteType, NewCampai
 from openiodm.campaigns.ports import (
     CampaignDesk,
     CampaignRow,
+    DeviceFacts,
     GroupFacts,
     PackageFacts,
     Work,
@@ -76,7 +78,9 @@ class CampaignCommands:
             devices = None
         else:
             groups = None
-            devices = await _devices(work, actor, asked, package)
+            found = await _devices(work, actor, asked, package)
+            asked = replace(asked, target=replace(target, devices=tuple(d.device_id for d in found)))
+            devices = [d.key for d in found]
         _match(asked, package)
         policy = asked.policy or Policy()
         key = await work.campaigns.insert(
@@ -220,16 +224,17 @@ def _unknown() -> Refusal:
     return Refusal(Reason.CAMPAIGN_UNKNOWN, "no such task", field="operationId")
 
 
-async def _devices(work: Work, actor: Actor, asked: NewCampaign, package: PackageFacts) -> list[int]:
+async def _devices(work: Work, actor: Actor, asked: NewCampaign, package: PackageFacts) -> list[DeviceFacts]:
+    """Each once, in the order in which they were named first."""
     wanted = list(dict.fromkeys(asked.target.devices or ()))
-    known = await work.campaigns.devices(actor.application, wanted)
-    for device_id in wanted:
-        if device_id not in known:
-            raise Refusal(Reason.DEVICE_UNKNOWN, f"no such device: {device_id}", field="devices")
-    for device_id in wanted:
-        if known[device_id][1] != package.product:
-            raise Refusal(Reason.TARGET_MISMATCH, f"the package is not for device {device_id}", field="devices")
-    return [known[device_id][0] for device_id in wanted]
+    known = await work.campaigns.devices(actor.application, wanted, node_ids=asked.node_ids)
+    for name in wanted:
+        if name not in known:
+            raise Refusal(Reason.DEVICE_UNKNOWN, f"no such device: {name}", field="devices")
+    for name in wanted:
+        if known[name].product != package.product:
+            raise Refusal(Reason.TARGET_MISMATCH, f"the package is not for device {name}", field="devices")
+    return list({known[name].key: known[name] for name in wanted}.values())
 
 
 async def _groups(work: Work, actor: Actor, asked: NewCampaign, package: PackageFacts) -> list[GroupFacts]:

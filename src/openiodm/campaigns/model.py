@@ -92,12 +92,16 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True)
 class NewCampaign:
-    """A task as asked for; `policy` None is kept apart from a policy of defaults, since the contract echoes it."""
+    """A task as asked for; `policy` None is kept apart from a policy of defaults, since the contract echoes it.
+
+    `node_ids`: the target may name devices by their node ids too.
+    """
 
     kind: CampaignKind
     file_id: str
     target: Target
     policy: Policy | None = None
+    node_ids: bool = False
     confirmation: bool = False
     clocks: Clocks | None = None
     idempotency: IdempotencyKey | None = None

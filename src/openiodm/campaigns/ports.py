@@ -42,6 +42,15 @@ class PackageFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """A device as a target."""
+
+    key: int
+    device_id: str
+    product: ProductKey
+
+
+@dataclass(frozen=True, slots=True)
 class GroupFacts:
     """A group as a target: the newest membership that counts, and whether any member is of the product."""
 
@@ -98,8 +107,10 @@ class CampaignRows(Protocol):
         """A package of the application that is not deleted; locked against deletion until the commit."""
         ...
 
-    async def devices(self, application: ApplicationKey, device_ids: Sequence[str]) -> Mapping[str, tuple[int, int]]:
-        """device id -> (key, product) of those that exist."""
+    async def devices(
+        self, application: ApplicationKey, names: Sequence[str], *, node_ids: bool
+    ) -> Mapping[str, DeviceFacts]:
+        """name -> device of those that exist; a name is a device id or, with `node_ids`, else a node id."""
         ...
 
     async def groups(

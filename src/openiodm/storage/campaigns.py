@@ -17,6 +17,7 @@ from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters
 from openiodm.campaigns.ports import (
     CampaignDesk,
     CampaignRow,
+    DeviceFacts,
     GroupFacts,
     Moved,
     PackageFacts,
@@ -175,8 +176,12 @@ FROM package p JOIN product t ON t.id = p.product_id
 WHERE p.application_id = $1 AND p.file_id = $2 AND p.deleted_at IS NULL FOR SHARE OF p
 """
 _DEVICES = """
-SELECT device_id, id, product_id FROM device
+SELECT device_id AS name, id, device_id, product_id FROM device
 WHERE application_id = $1 AND device_id = ANY($2::text[]) AND deleted_at IS NULL
+"""
+_DEVICES_BY_NODE = """
+SELECT node_id AS name, id, device_id, product_id FROM device
+WHERE application_id = $1 AND node_id = ANY($2::text[]) AND deleted_at IS NULL
 """
 _GROUPS = """
 SELECT g.name, g.id,
@@ -279,10 +284,15 @@ class CampaignRows:
             return None
         return PackageFacts(PackageKey(r[0]), r[1], r[2], ProductKey(r[3]), r[4], r[5], r[6], strings_of(r[7]))
 
-    async def devices(self, application: ApplicationKey, device_ids: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+    async def devices(
+        self, application: ApplicationKey, names: Sequence[str], *, node_ids: bool
+    ) -> Mapping[str, DeviceFacts]:
         """See the port."""
-        rows = await self._tx.fetch(_DEVICES, application, list(device_ids))
-        return {r[0]: (r[1], r[2]) for r in rows}
+        rows = list(await self._tx.fetch(_DEVICES, application, list(names)))
+        others = sorted(set(names) - {r[0] for r in rows})
+        if node_ids and others:
+            rows += await self._tx.fetch(_DEVICES_BY_NODE, application, others)
+        return {r[0]: DeviceFacts(r[1], r[2], ProductKey(r[3])) for r in rows}
 
     async def groups(
         self, application: ApplicationKey, names: Sequence[str], product: ProductKey

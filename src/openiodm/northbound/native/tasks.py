@@ -76,7 +76,10 @@ class ClocksBody(msgspec.Struct, rename="camel"):
 
 
 class CreateTaskBody(CreateBody, rename="camel", kw_only=True):
-    """The published contract's body, with what it lacks. Moments are RFC 3339, or the contract's form."""
+    """The published contract's body, with what it lacks. Moments are RFC 3339, or the contract's form.
+
+    `targets.devices` are device ids or node ids; where one text is both, the device id counts.
+    """
 
     kind: CampaignKind
     confirmation: Annotated[bool, Meta(description="devices ask their users first")] = False
@@ -403,6 +406,7 @@ class _Tasks:
                 body.kind,
                 now=self._clock.now(),
                 read_time=read_moment,
+                node_ids=True,
                 confirmation=body.confirmation,
                 clocks=None if body.clocks is None else _clocks(body.clocks, self._clocks),
                 idempotency=key,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import cbor2
 import pytest
@@ -191,6 +192,22 @@ async def test_an_update_of_a_device_without_versions_succeeds_on_its_word(world
     assert set(poll["_links"]) == {"configData", "installedBase"}
 
 
+async def test_what_a_device_without_versions_has_installed_is_its_version_from_then_on(world: World) -> None:
+    task, action = await granted(world)
+    assert await world.feedback("dev1", action, "closed", "success") == 200
+    _, (upgrade,) = await world.rooms.campaign_queries.upgrades(world.actor, task, 0, 10)
+    assert upgrade.current_version == "V2"
+    again = await world.create_task([upgrade.device_id])
+    _, (upgrade,) = await world.rooms.campaign_queries.upgrades(world.actor, again, 0, 10)
+    assert (upgrade.state, upgrade.detail) == ("success", "The current version is the same as the target version")
+    # Its word is no proof: a device that begins to tell versions is held to what it tells.
+    await world.http.put(world.ddi("dev1", "/configData"), headers=world.gateway, json={"data": {"fwVersion": "V1"}})
+    third = await world.create_task([upgrade.device_id])
+    await world.poll("dev1")
+    assert await world.feedback("dev1", action + 1, "closed", "success") == 200
+    assert await world.counters(third) == {"processing": 1}
+
+
 async def test_an_update_of_a_device_with_versions_succeeds_when_it_shows_the_new_one(world: World) -> None:
     (device,) = await world.register("dev1")
     config = world.ddi("dev1", "/configData")
@@ -203,6 +220,7 @@ async def test_an_update_of_a_device_with_versions_succeeds_when_it_shows_the_ne
     assert set(poll["_links"]) == {"configData"}
     await world.http.put(config, headers=world.gateway, json={"data": {"fwVersion": "V2"}})
     assert (await world.status(task), await world.counters(task)) == ("success", {"success": 1})
+    assert set((await world.poll("dev1"))["_links"]) == {"installedBase"}  # its attributes have just come
 
 
 async def test_a_failure_keeps_the_devices_own_words(world: World) -> None:
@@ -346,6 +364,27 @@ async def test_installed_base_shows_the_last_finished_action(world: World) -> No
     assert answer.status_code == 404
 
 
+async def test_the_history_of_an_action_is_told_when_asked_for_and_with_its_state(world: World) -> None:
+    async def history(resource: str) -> Any:
+        answer = await world.http.get(world.ddi("dev1", f"/{resource}?actionHistory=2"), headers=world.gateway)
+        return answer.json().get("actionHistory")
+
+    _, action = await granted(world)
+    assert await history(f"deploymentBase/{action}") is None
+    await world.feedback("dev1", action, "proceeding", "none", "one", "two")
+    assert await history(f"deploymentBase/{action}") == {"status": "RUNNING", "messages": ["two", "one"]}
+    await world.feedback("dev1", action, "closed", "success", "three")
+    assert await history(f"installedBase/{action}") == {"status": "FINISHED", "messages": ["three", "two"]}
+    await world.http.put(
+        world.ddi("dev1", "/installedBase"), headers=world.gateway, json={"name": "x", "version": "V1"}
+    )
+    _, action = await confirming(world)
+    denial = {"confirmation": "denied", "details": ["not now"]}
+    url = world.ddi("dev1", f"/confirmationBase/{action}/feedback")
+    assert (await world.http.post(url, headers=world.gateway, json=denial)).status_code == 200
+    assert await history(f"confirmationBase/{action}") == {"status": "WAIT_FOR_CONFIRMATION", "messages": ["not now"]}
+
+
 async def test_what_a_device_says_it_runs_counts_as_its_version(world: World) -> None:
     await world.register("dev1")
     url = world.ddi("dev1", "/installedBase")
@@ -457,6 +496,17 @@ async def test_the_md5_sum_and_the_artifact_list(world: World) -> None:
     assert (len(digest), blanks, name) == (32, "  ", "image.swu")
     answer = await world.http.get(href.rpartition("/")[0], headers=world.gateway)
     assert [a["filename"] for a in answer.json()] == ["image.swu"]
+
+
+async def test_the_artifacts_of_what_is_installed_are_listed_and_their_bytes_are_gone(world: World) -> None:
+    _, action = await granted(world)
+    href = await artifact_href(world, action)
+    await world.feedback("dev1", action, "closed", "success")
+    answer = await world.http.get(href.rpartition("/")[0], headers=world.gateway)
+    assert [a["filename"] for a in answer.json()] == ["image.swu"]
+    assert (await world.http.get(href, headers=world.gateway)).status_code == 404
+    other = href.rpartition("/artifacts/")[0].rpartition("/")[0] + "/0123/artifacts"
+    assert (await world.http.get(other, headers=world.gateway)).status_code == 404
 
 
 async def test_offer_and_bytes_are_gone_when_the_attempt_is_final(world: World) -> None:

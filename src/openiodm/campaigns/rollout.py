@@ -272,7 +272,8 @@ def _result(s: Standing, what: Result, now: Instant) -> Step:
         detail = (what.detail or texts.UPDATE_FAILED)[:MAX_DETAIL]
         return _move(s, event, now, "device", detail=detail, error_code=what.error_code, log=what.log)
     if not s.reports_version:
-        return _move(s, E.SUCCEEDED, now, "device", detail=texts.UPGRADED_UNVERIFIED, log=what.log)
+        believed = msgspec.structs.replace(s, version=s.target_version)
+        return _move(believed, E.SUCCEEDED, now, "device", detail=texts.UPGRADED_UNVERIFIED, log=what.log)
     if s.version == s.target_version:  # told since the grant, which does not go to devices that have it
         return _move(s, E.SUCCEEDED, now, "version", detail=texts.UPGRADED, log=what.log)
     return _move(s, E.INSTALLED, now, "device", log=what.log)

@@ -61,6 +61,14 @@ class Contacted:
     file: File | None  # of the unfinished upgrade
 
 
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """An upgrade that succeeded, and its package."""
+
+    upgrade: UpgradeKey
+    file: File
+
+
 class DeviceDirectory(Protocol):
     """Reads for devices' requests, each one indexed look-up."""
 
@@ -68,8 +76,8 @@ class DeviceDirectory(Protocol):
         """The caller, or None when the token fits nobody."""
         ...
 
-    async def installed(self, device: DeviceKey, action_id: int) -> File | None:
-        """The package that attempt `action_id` installed."""
+    async def installed(self, device: DeviceKey, action_id: int) -> Installed | None:
+        """What attempt `action_id` installed; None when it installed nothing."""
         ...
 
     async def kept_log(self, upgrade: UpgradeKey, action_id: int, entries: int) -> list[str]:

@@ -145,7 +145,11 @@ _LOGS = InsertMany(
 )
 _ATTEMPTS = UpdateMany("device", {"id": "bigint"}, {"attempt_seq": "int"})
 _WANTED = UpdateMany("device", {"id": "bigint"}, {"attributes_wanted": "boolean"})
-_INSTALLED = UpdateMany("device", {"id": "bigint"}, {"attributes_wanted": "boolean", "installed_action_id": "int"})
+_INSTALLED = UpdateMany("device", {"id": "bigint"}, {"installed_action_id": "int"})
+_BELIEVED = {
+    CampaignKind.FIRMWARE: UpdateMany("device", {"id": "bigint"}, {"fw_version": "text"}),
+    CampaignKind.SOFTWARE: UpdateMany("device", {"id": "bigint"}, {"sw_version": "text"}),
+}
 
 _CHOOSE = """
 SELECT id FROM upgrade WHERE campaign_id = $1 AND state = ANY($2::text[]) ORDER BY ordinal LIMIT $3 FOR UPDATE
@@ -616,16 +620,12 @@ class CampaignRows:
             _ATTEMPTS,
             [(m.after.device, m.after.attempt_seq) for m in changed if m.after.attempt_seq != m.before.attempt_seq],
         )
-        entered = [(m.after, {t.to_state for t in m.transitions}) for m in changed]
-        await self._tx.update_many(_WANTED, [(s.device, True) for s, to in entered if UpgradeState.VERIFYING in to])
-        await self._tx.update_many(
-            _INSTALLED,
-            [
-                (s.device, True, s.action_id)
-                for s, to in entered
-                if UpgradeState.SUCCESS in to and s.action_id is not None
-            ],
-        )
+        await self._tx.update_many(_WANTED, [(m.after.device, True) for m in changed if _asks_attributes(m)])
+        succeeded = [m.after for m in changed if m.after.state is UpgradeState.SUCCESS]
+        await self._tx.update_many(_INSTALLED, [(s.device, s.action_id) for s in succeeded if s.action_id is not None])
+        for kind, statement in _BELIEVED.items():
+            believed = [(s.device, s.version) for s in succeeded if s.kind is kind and not s.reports_version]
+            await self._tx.update_many(statement, believed)
 
     async def upgrade_of(self, campaign: CampaignKey, device: str) -> tuple[DeviceKey, bool] | None:
         """See the port."""
@@ -637,6 +637,15 @@ class CampaignRows:
             device,
         )
         return None if r is None else (DeviceKey(r[0]), bool(r[1]))
+
+
+def _asks_attributes(m: Moved) -> bool:
+    """After an installation, once: a device that had to show its version was asked when it said that it was done."""
+    entered = {t.to_state for t in m.transitions}
+    if UpgradeState.VERIFYING in entered:
+        return True
+    verified = UpgradeState.VERIFYING in (m.before.state, m.before.halted_in)
+    return UpgradeState.SUCCESS in entered and m.after.action_id is not None and not verified
 
 
 def _upgrade_values(m: Moved) -> tuple[Any, ...]:

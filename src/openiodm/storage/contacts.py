@@ -7,7 +7,7 @@ from openiodm.campaigns.model import UpgradeKey
 from openiodm.campaigns.rollout import Standing
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
-from openiodm.protocols.port import Contacted, Credential, File, KnownDevice
+from openiodm.protocols.port import Contacted, Credential, File, Installed, KnownDevice
 from openiodm.storage.campaigns import STANDING_COLUMNS, STANDING_JOINS, standing_of
 from openiodm.storage.engine import Database, Row
 
@@ -41,8 +41,8 @@ WHERE d.application_id = a.id AND d.token_hash = $1 AND d.node_id = $2 AND d.del
   AND a.target_tokens AND a.frozen_at IS NULL AND a.deleted_at IS NULL
 """
 _INSTALLED = f"""
-SELECT {_FILE} FROM upgrade u JOIN campaign c ON c.id = u.campaign_id JOIN package p ON p.id = c.package_id
-JOIN blob f ON f.sha256 = p.sha256
+SELECT u.id AS upgrade, {_FILE} FROM upgrade u
+JOIN campaign c ON c.id = u.campaign_id JOIN package p ON p.id = c.package_id JOIN blob f ON f.sha256 = p.sha256
 WHERE u.device_id = $1 AND u.action_id = $2 AND u.state = 'success'
 """
 _CURRENT = f"""
@@ -64,10 +64,10 @@ class SqlDeviceDirectory:
         r = await self._db.fetchrow(sql, token_hash, node_id)
         return None if r is None else _contacted(r)
 
-    async def installed(self, device: DeviceKey, action_id: int) -> File | None:
+    async def installed(self, device: DeviceKey, action_id: int) -> Installed | None:
         """See the port."""
         r = await self._db.fetchrow(_INSTALLED, device, action_id)
-        return None if r is None else _file(r)
+        return None if r is None else Installed(UpgradeKey(r["upgrade"]), _file(r))
 
     async def kept_log(self, upgrade: UpgradeKey, action_id: int, entries: int) -> list[str]:
         """See the port."""

@@ -14,7 +14,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from openiodm.access.model import ApplicationKey, Product, hash_secret
-from openiodm.campaigns.model import LogEntry
+from openiodm.campaigns.model import LogEntry, UpgradeKey
 from openiodm.campaigns.reports import Outcome
 from openiodm.campaigns.rollout import Answer, Contact, Progress, What, asks_confirmation, offers_bytes, wants_contact
 from openiodm.campaigns.states import FINAL, UpgradeEvent, UpgradeState
@@ -26,7 +26,7 @@ from openiodm.protocols.ddi.codec import DdiFormatError, ErrorCode
 from openiodm.protocols.ddi.download import send_pieces
 from openiodm.protocols.ddi.negotiation import Media, choose_media, etag_of, match_etag, media_of
 from openiodm.protocols.ddi.session import Base
-from openiodm.protocols.port import Contacted, Credential, DeviceDirectory, KnownDevice
+from openiodm.protocols.port import Contacted, Credential, DeviceDirectory, File, KnownDevice
 
 log = structlog.get_logger(__name__)
 
@@ -286,30 +286,33 @@ class DdiServer:
         s, action_id = caller.contacted.standing, codec.parse_action_id(request.path[1])
         if s is None or not session.is_offered(s) or s.action_id != action_id:
             raise _not_found(f"there is no deployment {action_id}")
-        await self._send_deployment(request, caller.contacted, codec.encode_deployment)
+        await self._send_deployment(request, caller.contacted, codec.encode_deployment, "RUNNING")
 
     async def _confirmation_base(self, request: _Request, caller: _Caller) -> None:
         s, action_id = caller.contacted.standing, codec.parse_action_id(request.path[1])
         if s is None or not asks_confirmation(s, self._clock.now()) or s.action_id != action_id:
             raise _not_found(f"no action {action_id} waits for confirmation")
-        await self._send_deployment(request, caller.contacted, codec.encode_confirmation)
+        await self._send_deployment(request, caller.contacted, codec.encode_confirmation, "WAIT_FOR_CONFIRMATION")
 
-    async def _send_deployment(self, request: _Request, contacted: Contacted, encode: Callable[..., bytes]) -> None:
+    async def _send_deployment(
+        self, request: _Request, contacted: Contacted, encode: Callable[..., bytes], status: str
+    ) -> None:
         media = _accepted(request)
         s, file = contacted.standing, contacted.file
         assert s is not None
         assert s.action_id is not None
         assert file is not None
-        history = await self._history(request, contacted)
+        history = await self._history(request, s.upgrade, s.action_id, status)
         deployment = session.deployment(s.action_id, file, request.base, history)
         await _cacheable(request, encode(deployment, media, secure=request.base.secure), media)
 
-    async def _history(self, request: _Request, contacted: Contacted) -> codec.ActionHistory | None:
+    async def _history(
+        self, request: _Request, upgrade: UpgradeKey, action_id: int, status: str
+    ) -> codec.ActionHistory | None:
         count = codec.parse_history(_query(request.query, "actionHistory"))
-        s = contacted.standing
-        if not count or s is None or s.action_id is None:
+        if not count:
             return None
-        return codec.ActionHistory("RUNNING", tuple(await self._directory.kept_log(s.upgrade, s.action_id, count)))
+        return codec.ActionHistory(status, tuple(await self._directory.kept_log(upgrade, action_id, count)))
 
     async def _installed_base(self, request: _Request, caller: _Caller) -> None:
         media = _accepted(request)
@@ -317,16 +320,27 @@ class DdiServer:
         installed = await self._directory.installed(caller.device.key, action_id)
         if installed is None:
             raise _not_found(f"there is no installed action {action_id}")
-        deployment = session.deployment(action_id, installed, request.base)
+        history = await self._history(request, installed.upgrade, action_id, "FINISHED")
+        deployment = session.deployment(action_id, installed.file, request.base, history)
         await _cacheable(request, codec.encode_deployment(deployment, media, secure=request.base.secure), media)
 
     async def _artifacts(self, request: _Request, caller: _Caller) -> None:
         media = _accepted(request)
-        file = caller.contacted.file
-        if file is None or not session.may_download(caller.contacted, request.path[1], file.name):
+        file = await self._listed(caller, request.path[1])
+        if file is None:
             raise _not_found("there is no such software module")
         body = codec.encode_artifacts((session.artifact(file, request.base),), media, secure=request.base.secure)
         await _cacheable(request, body, media)
+
+    async def _listed(self, caller: _Caller, module_id: str) -> File | None:
+        """The package of the open attempt or of the last one that succeeded; its bytes are for the open one alone."""
+        open_one = caller.contacted.file
+        if open_one is not None and session.may_download(caller.contacted, module_id, open_one.name):
+            return open_one
+        if caller.device.installed_action_id is None:
+            return None
+        last = await self._directory.installed(caller.device.key, caller.device.installed_action_id)
+        return last.file if last is not None and last.file.file_id == module_id else None
 
     # -- operations 4, 6, 11: feedback
 

@@ -32,6 +32,19 @@ class SystemClock:
         return Instant(time.time_ns() // 1_000_000)
 
 
+class SteadyClock:
+    """Milliseconds since some moment, that never step back or ahead: for timers that do not outlive the process."""
+
+    def now(self) -> Instant:
+        """Milliseconds since that moment."""
+        return Instant(time.monotonic_ns() // 1_000_000)
+
+
+def random_bytes(count: int) -> bytes:
+    """That many random bytes, fit for secrets."""
+    return secrets.token_bytes(count)
+
+
 def random_id() -> str:
     """An opaque public id: 32 hex digits, 128 random bits."""
     return secrets.token_hex(16)

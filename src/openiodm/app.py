@@ -45,7 +45,6 @@ from openiodm.northbound.compat import auth as compat_auth
 from openiodm.northbound.compat import credentials as compat_credentials
 from openiodm.northbound.compat import devices as compat_devices
 from openiodm.northbound.compat import groups as compat_groups
-from openiodm.northbound.compat import openapi as compat_openapi
 from openiodm.northbound.compat import packages as compat_packages
 from openiodm.northbound.compat import tasks as compat_tasks
 from openiodm.northbound.compat.edge import CompatEdge
@@ -288,7 +287,7 @@ def compat_routes(rooms: Rooms) -> list[Route]:
 
 
 def native_routes(rooms: Rooms) -> list[Route]:
-    """Every route of the native API, and those that describe both APIs."""
+    """Every route of the native API, and the one that describes them."""
     routes = [
         *native_packages.routes(rooms.packages, rooms.package_queries),
         *native_devices.routes(rooms.devices, rooms.device_queries),
@@ -296,10 +295,7 @@ def native_routes(rooms: Rooms) -> list[Route]:
         *native_application.routes(rooms.access, rooms.access_queries),
         *native_tasks.routes(rooms.campaigns, rooms.campaign_queries, rooms.clock, _clocks(rooms.settings)),
     ]
-    compat = compat_openapi.compat_document(
-        compat_routes(rooms), __version__, errors_as_4xx=rooms.settings.group_errors_as_4xx
-    )
-    return [*routes, *native_openapi.routes(routes, __version__, native_devices.PATH_SCHEMAS, compat=compat)]
+    return [*routes, *native_openapi.routes(routes, __version__, native_devices.PATH_SCHEMAS)]
 
 
 class Front:

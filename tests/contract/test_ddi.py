@@ -601,3 +601,54 @@ async def test_behind_a_trusted_tls_proxy_links_are_https_under_both_names(
         await world.rooms.last_seen.flush()
         found = await world.rooms.device_queries.device_by_node(world.actor, "dev1")
         assert found.device.address == "10.0.0.9"
+
+
+async def test_a_device_registered_in_secret_mode_polls_with_its_secret(world: World) -> None:
+    """Section 5.1: registration in secret mode; the secret is the device's target token."""
+    headers = await world.login()
+    secrets = "/iocm/app/reg/v2.0.0/deviceCredentials"
+    body = {"deviceInfo": {"nodeId": "with-secret"}}
+    made = (await world.http.post(secrets, headers=headers, json=body)).json()
+
+    async def poll(secret: str) -> int:
+        token = {"Authorization": f"TargetToken {secret}"}
+        return (await world.http.get(world.ddi("with-secret"), headers=token)).status_code
+
+    assert await poll(made["secret"]) == 200
+    assert await poll("0" * 20) == 401
+    world.advance(26 * 3600)
+    headers = await world.login()
+    again = await world.http.put(f"{secrets}/{made['deviceId']}", headers=headers, json={})
+    assert again.status_code == 200, again.text
+    assert (await poll(made["secret"]), await poll(again.json()["secret"])) == (401, 200)
+
+
+async def test_section_5_4_versions_of_device_info_follow_what_the_device_tells(world: World) -> None:
+    (device_id,) = await world.register("d")
+    headers = await world.login()
+
+    async def versions() -> tuple[str | None, str | None]:
+        answer = await world.http.get(f"/iocm/app/dm/v1.4.0/devices/{device_id}", headers=headers)
+        return answer.json()["deviceInfo"]["fwVersion"], answer.json()["deviceInfo"]["swVersion"]
+
+    assert await versions() == (None, None)
+    for told, expected in (
+        ({"fwVersion": "F1"}, ("F1", None)),
+        ({"fwVersion": "F2", "swVersion": "S1"}, ("F2", "S1")),
+        ({"something": "else"}, ("F2", "S1")),
+    ):
+        answer = await world.http.put(
+            world.ddi("d", "/configData"), headers=world.gateway, json={"mode": "merge", "data": told}
+        )
+        assert answer.status_code == 200, answer.text
+        assert await versions() == expected
+
+
+async def test_a_first_contact_beyond_the_applications_limit_is_told_to_come_later(
+    database_url: str, tmp_path: Path, clock: ManualClock
+) -> None:
+    async with build_world(database_url, tmp_path, clock, devices_per_application=1) as world:
+        await world.register("first")
+        answer = await world.http.get(world.ddi("second"), headers=world.gateway)
+        assert answer.status_code == 429
+        assert (await world.http.get(world.ddi("first"), headers=world.gateway)).status_code == 200

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from openiodm.clock import DAY
-from openiodm.devices.model import LINGER, BulkRecord, NewDevice, Registered
+from openiodm.devices.model import LINGER, BulkRecord, Group, NewDevice, NewGroup, Registered
 from openiodm.northbound.compat.devices import DEVICES
 from openiodm.northbound.compat.groups import ADD, GROUPS, MEMBERS, REMOVE
 from openiodm.storage.engine import Database
@@ -290,3 +290,96 @@ async def test_counts_stay_exact_while_servers_add_remove_and_delete(database: D
             "SELECT count(*) FROM group_member m JOIN device d ON d.id = m.device_id WHERE d.deleted_at IS NOT NULL"
         )
         assert await database.fetchval(ghosts) == 0
+
+
+async def test_section_5_5_concurrent_adds_never_exceed_max_dev_num(database: Database, clock: MovedClock) -> None:
+    async with serving(database, clock) as one, serving(database, clock) as two:
+        servers = (one, two) if database.engine == "postgresql" else (one, one)
+        app = await one.application()
+        ids = await devices_of(app, 24)
+        group_id = await app.group("g", maxDevNum=10)
+
+        async def add(i: int) -> int:
+            async with servers[i % 2].client(**app.http.headers) as http:
+                body = {"devGroupId": group_id, "deviceIds": ids[i * 2 : i * 2 + 3]}  # each device twice
+                answer = await http.post(ADD, json=body)
+            assert answer.status_code == 200
+            code = answer.json().get("error_code")
+            assert code in (None, "100601")
+            return code is None
+
+        done = await asyncio.gather(*(add(i) for i in range(11)))
+        number, members = await members_of(app, group_id)
+        assert number == len(members) == len(set(members)) <= 10
+        assert sum(done) >= 3
+        await counts_are_exact(database)
+
+
+async def test_section_5_5_an_application_has_no_more_groups_than_it_may(database: Database, clock: MovedClock) -> None:
+    async with serving(database, clock, max_groups=2) as server:
+        app, other = await server.application(), await server.application()
+        first = await app.group("g1")
+        await app.group("g2")
+        assert no(await app.http.post(GROUPS, json={"name": "g3"})) == (200, "100607")
+        await other.group("g3")
+        assert (await app.http.put(f"{GROUPS}/{first}", json={"name": "g4"})).status_code == 200
+        await app.http.delete(f"{GROUPS}/{first}")
+        await app.group("g3")
+    async with serving(database, clock, max_groups=2, errors_as_4xx=True) as server:
+        await server.log_in(app)
+        async with server.client(**app.http.headers) as http:
+            assert no(await http.post(GROUPS, json={"name": "g9"})) == (409, "100607")
+
+
+async def test_section_5_5_groups_made_at_the_same_time_keep_to_the_limit(
+    database: Database, clock: MovedClock
+) -> None:
+    async with serving(database, clock, max_groups=5) as one, serving(database, clock, max_groups=5) as two:
+        servers = (one, two) if database.engine == "postgresql" else (one, one)
+        actor = (await one.application()).actor
+        made = await asyncio.gather(
+            *(servers[i % 2].groups.create(actor, NewGroup(f"g{i}")) for i in range(12)), return_exceptions=True
+        )
+        assert sum(isinstance(each, Group) for each in made) == 5
+        assert await database.fetchval("SELECT count(*) FROM device_group") == 5
+
+
+async def test_section_5_5_an_unknown_device_is_refused_at_add_and_passed_over_at_remove(app: App) -> None:
+    (a,) = await devices_of(app, 1)
+    group_id = await app.group("g", [a])
+    gone = await app.register("gone")
+    await app.http.delete(f"{DEVICES}/{gone}")
+    assert no(await change_members(app, ADD, group_id, [gone])) == NO_DEVICE
+    assert no(await change_members(app, ADD, group_id, ["\U0001f600"])) == NO_DEVICE
+    assert (await change_members(app, REMOVE, group_id, [gone])).status_code == 200
+    assert await members_of(app, group_id) == (1, [a])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"devGroupId": "g"},
+        {"deviceIds": ["d"]},
+        {"devGroupId": "", "deviceIds": []},
+        {"devGroupId": "g", "deviceIds": "d"},
+        {"devGroupId": "g", "deviceIds": [1]},
+        {"devGroupId": "g", "deviceIds": [None]},
+        {"devGroupId": "g", "deviceIds": ["x" * 257]},
+        {"devGroupId": 5, "deviceIds": []},
+        [],
+    ],
+)
+async def test_section_5_5_a_malformed_change_of_members_is_refused(app: App, body: Any) -> None:
+    for url in (ADD, REMOVE):
+        assert no(await app.http.post(url, json=body)) == BAD
+
+
+async def test_section_5_5_members_are_paged_by_ten_unless_asked(app: App) -> None:
+    ids = await devices_of(app, 12)
+    group_id = await app.group("g", ids)
+    page = (await app.http.get(MEMBERS, params={"devGroupId": group_id})).json()
+    assert (page["totalCount"], page["pageNo"], page["pageSize"]) == (12, 0, 10)
+    assert page["deviceIds"] == ids[::-1][:10]
+    past = (await app.http.get(MEMBERS, params={"devGroupId": group_id, "pageNo": 9})).json()
+    assert (past["totalCount"], past["deviceIds"]) == (12, [])

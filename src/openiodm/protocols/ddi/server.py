@@ -537,7 +537,7 @@ async def _error(request: _Request, answer: _Answer) -> None:
 
 
 def _refused(refusal: Refusal) -> _Answer:
-    if refusal.reason is Reason.BAD_INPUT and refusal.field == "data":
+    if refusal.reason is Reason.DEVICE_LIMIT or (refusal.reason is Reason.BAD_INPUT and refusal.field == "data"):
         return _Answer(429, ErrorCode.TOO_MANY_ENTRIES, refusal.detail)
     return _Answer(400, ErrorCode.CONSTRAINT_VIOLATION, refusal.detail)
 

@@ -64,6 +64,14 @@ _GONE = (
     asyncpg.TooManyConnectionsError,
 )
 
+
+async def _keep_session(_connection: Any) -> None:
+    """Nothing of ours outlives its transaction in a session, so RESET ALL (a round trip a read) undoes nothing.
+
+    What is still open when a connection comes back (a transaction whose task was cancelled) asyncpg ends before this.
+    """
+
+
 Connection = Any  # asyncpg.Connection or its pool proxy
 
 
@@ -139,6 +147,7 @@ class PostgresDatabase:
             url,
             min_size=2,
             max_size=READ_CONNECTIONS + WRITE_CONNECTIONS,
+            reset=_keep_session,
             server_settings={"synchronous_commit": "on", "jit": "off", "application_name": "openiodm"},
         )
         return cls(pool)

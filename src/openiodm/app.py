@@ -63,8 +63,10 @@ from openiodm.protocols.ddi import codec
 from openiodm.protocols.ddi.server import DdiServer
 from openiodm.scheduler.runner import Periodic, Scheduler
 from openiodm.settings import Settings, host_port
+from openiodm.storage import campaign_log
 from openiodm.storage.access import AccessReads, SharedFlow
 from openiodm.storage.blobs import FileStore
+from openiodm.storage.campaign_list import IndexedCampaignList
 from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
 from openiodm.storage.contacts import SqlDeviceDirectory
 from openiodm.storage.devices import DeviceStore
@@ -132,6 +134,7 @@ class Rooms:
     campaigns: CampaignCommands
     campaign_queries: CampaignQueries
     campaign_reads: SqlCampaignReads
+    list_index: IndexedCampaignList | None  # plain SQL until it is started, and without it
     told: ToldCommands
     last_seen: LastSeen
     files: FileStore
@@ -211,6 +214,7 @@ def _build(settings: Settings, database: Database, clock: Clock, writer: Writer[
     )
     campaigns = CampaignCommands(writer, clock, _clocks(settings), desk, scheduler.wake, Lane.STOP)
     reads = SqlCampaignReads(database)
+    list_index = IndexedCampaignList(database) if settings.list_index else None
     silences = Silences(
         Millis(settings.device_abnormal_after_s * SECOND), Millis(settings.device_offline_after_s * SECOND)
     )
@@ -230,8 +234,9 @@ def _build(settings: Settings, database: Database, clock: Clock, writer: Writer[
         packages=PackageCommands(writer, clock, files, package_reads, max_package_bytes=settings.max_package_bytes),
         package_queries=PackageQueries(package_reads),
         campaigns=campaigns,
-        campaign_queries=CampaignQueries(reads, SqlCampaignList(database), clock),
+        campaign_queries=CampaignQueries(reads, list_index or SqlCampaignList(database), clock),
         campaign_reads=reads,
+        list_index=list_index,
         told=ToldCommands(writer, clock, _attribute_keys(settings), campaigns),
         last_seen=LastSeen(_Alone(writer), clock, settings.last_seen_flush_s),
         files=files,
@@ -454,7 +459,7 @@ async def renew(tls: ServerTls) -> None:
 
 @asynccontextmanager
 async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[None]:
-    """Scheduler, clocks, clean-ups and renewals, stopped in reverse order."""
+    """Scheduler, clocks, clean-ups, renewals and the list's index, stopped in reverse order."""
 
     async def expire() -> None:
         await expire_due(rooms)
@@ -468,6 +473,8 @@ async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[N
         periodics.append(Periodic("clock", 60.0, rooms.clock.measure))
     await rooms.scheduler.start()
     rooms.last_seen.start()
+    if rooms.list_index is not None:
+        rooms.list_index.start()
     for periodic in periodics:
         periodic.start()
     try:
@@ -475,6 +482,8 @@ async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[N
     finally:
         for periodic in periodics:
             await periodic.close()
+        if rooms.list_index is not None:
+            await rooms.list_index.close()
         await rooms.last_seen.close()
         await rooms.scheduler.close()
 
@@ -493,6 +502,14 @@ async def _clean_up(rooms: Rooms) -> None:
     await rooms.groups.sweep_deleted()
     await rooms.packages.collect()
     await rooms.campaigns.forget_keys()
+    await _trim_log(rooms)
+
+
+async def _trim_log(rooms: Rooms) -> None:
+    """Also without an index of our own: other servers may read the log, and triggers write it in any case."""
+    changes = campaign_log.campaign_log(rooms.database.engine)
+    while await rooms.writer.run(lambda work: changes.trim(work.tx, campaign_log.KEPT), Lane.CHUNK):
+        continue
 
 
 @asynccontextmanager

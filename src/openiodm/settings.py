@@ -111,6 +111,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Most devices of one application; 0 = no limit."""
     groups_per_application: Annotated[int, Meta(ge=0)] = 0
     """Most device groups of one application; 0 = no limit."""
+    list_index: bool = True
+    """The task list's pages come from an index in memory (some 10 MB a million tasks); false: counted by SQL."""
     group_errors_as_4xx: bool = False
     """Group errors that the contract shows with HTTP 200 get a 4xx status instead."""
     shutdown_grace_s: Seconds = 10

@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -247,6 +248,10 @@ SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("application_authorization", {"application_id": 1, "authorized_id": 2, "created_at": 3}),
     ],
     "0003": [("device", {**DEVICE, "id": 4, "location": "roof", "activation_due_at": 61_001})],
+    "0004": [
+        ("campaign_change", {"id": 9, "campaign_id": 1, "xid": 7}),
+        ("campaign_change_trimmed", {"id": 1, "mark": 8}),
+    ],
 }
 
 # What a row of SAMPLES is when a later revision changes it on purpose: (table, column) -> old value to new value.
@@ -434,6 +439,27 @@ def test_a_trigger_that_only_one_side_has_would_be_seen(new_database: NewDatabas
         ]
     on(url, lambda c: [c.execute(text(s)) for s in statements])
     assert any(k.startswith("trigger ") for k in set(on(url, schema)) - set(before))
+
+
+def test_triggers_that_batch_mode_dropped_are_there_again_after_a_migration(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'batch.db'}"
+    upgrade(url)
+    before = on(url, schema)
+
+    def recreate(connection: Connection) -> None:
+        with Operations(MigrationContext.configure(connection)).batch_alter_table("campaign", recreate="always"):
+            pass
+
+    connection = create_engine(url)
+    with connection.begin() as c:
+        recreate(c)
+    connection.dispose()
+    assert not any(k.startswith("trigger tr_campaign") for k in on(url, schema))
+    upgrade(url)
+    assert {k: v for k, v in on(url, schema).items() if k.startswith("trigger")} == {
+        k: v for k, v in before.items() if k.startswith("trigger")
+    }
+    assert sum(k.startswith("trigger tr_campaign") for k in before) == 3
 
 
 def test_alembic_finds_no_difference_to_the_tables(new_database: NewDatabase) -> None:

@@ -1,11 +1,11 @@
 """The task list against a naive reference: rows put in by SQL, every combination of filters, every page, both engines.
 
-Whatever stands behind `campaigns.ports.CampaignList` must pass: add it to `LISTS`.
+Whatever stands behind `campaigns.ports.CampaignList` must pass: it is in `LISTS`.
 """
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -15,10 +15,25 @@ from openiodm.campaigns.model import Campaign, CampaignFilter, CampaignKind, Cou
 from openiodm.campaigns.ports import CampaignList
 from openiodm.campaigns.states import COUNTER_OF, CampaignStatus, UpgradeState
 from openiodm.clock import Instant
+from openiodm.storage.campaign_list import IndexedCampaignList
 from openiodm.storage.campaign_reads import SqlCampaignList
 from openiodm.storage.engine import Database, InsertMany
 
-LISTS: Sequence[Callable[[Database], CampaignList]] = (SqlCampaignList,)
+Build = Callable[[Database], Awaitable[CampaignList]]
+
+
+async def plain(database: Database) -> CampaignList:
+    return SqlCampaignList(database)
+
+
+async def indexed(database: Database) -> CampaignList:
+    built = IndexedCampaignList(database)
+    await built.build()
+    assert built.ready
+    return built
+
+
+LISTS: Sequence[Build] = (plain, indexed)
 
 APPLICATIONS = (1, 2)
 PRODUCTS = tuple(Product(t, m, f) for t in ("pump", "Pump") for m in ("m1", "m2") for f in ("acme", ""))
@@ -289,36 +304,30 @@ async def check(task_list: CampaignList, tasks: Sequence[Task], where: CampaignF
 
 
 @pytest.mark.parametrize("build", LISTS)
-async def test_every_filter_and_page_agrees_with_the_reference(
-    database: Database, build: Callable[[Database], CampaignList]
-) -> None:
+async def test_every_filter_and_page_agrees_with_the_reference(database: Database, build: Build) -> None:
     tasks = some_tasks(seed=7)
     await write(database, tasks)
-    task_list = build(database)
+    task_list = await build(database)
     found = [await check(task_list, tasks, where, 4) for where in every_combination(seed=8, values_each=6)]
     assert sum(n > 4 for n in found) > 30, "the rows are too few to turn pages"
     assert sum(n == 0 for n in found) > 30
 
 
 @pytest.mark.parametrize("build", LISTS)
-async def test_pages_of_any_size_are_a_partition_of_the_whole(
-    database: Database, build: Callable[[Database], CampaignList]
-) -> None:
+async def test_pages_of_any_size_are_a_partition_of_the_whole(database: Database, build: Build) -> None:
     tasks = some_tasks(seed=9)
     await write(database, tasks)
-    task_list = build(database)
+    task_list = await build(database)
     for size in (1, 7, 10, 100):
         for application in APPLICATIONS:
             assert await check(task_list, tasks, CampaignFilter(ApplicationKey(application)), size) > 20
 
 
 @pytest.mark.parametrize("build", LISTS)
-async def test_each_single_condition_agrees_for_each_of_its_values(
-    database: Database, build: Callable[[Database], CampaignList]
-) -> None:
+async def test_each_single_condition_agrees_for_each_of_its_values(database: Database, build: Build) -> None:
     tasks = some_tasks(seed=10)
     await write(database, tasks)
-    task_list = build(database)
+    task_list = await build(database)
     own = ApplicationKey(1)
     singles = [
         *(CampaignFilter(own, kind=kind) for kind in CampaignKind),
@@ -336,4 +345,4 @@ async def test_each_single_condition_agrees_for_each_of_its_values(
 
 async def test_an_empty_server_has_an_empty_list(database: Database) -> None:
     for build in LISTS:
-        assert await build(database).page(CampaignFilter(ApplicationKey(1)), 0, 10) == (0, ())
+        assert await (await build(database)).page(CampaignFilter(ApplicationKey(1)), 0, 10) == (0, ())

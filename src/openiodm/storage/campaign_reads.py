@@ -22,14 +22,14 @@ from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.storage.engine import Database, Row
 
-_CAMPAIGN = """
+CAMPAIGN = """
 SELECT c.id, c.operation_id, c.kind, c.device_type, c.model, c.manufacturer_name, c.target_version, c.target_devices,
   c.target_groups, c.policy_given, c.execute_type, c.window_start, c.window_end, c.retry_times, c.confirmation,
   c.status, c.round, c.work, c.created_at, c.started_at, c.stopped_at,
   k.total, k.wait, k.processing, k.success, k.fail, k.stop, k.timeout
 FROM campaign c JOIN campaign_counters k ON k.campaign_id = c.id
 """
-_ONE = _CAMPAIGN + "WHERE c.application_id = $1 AND c.operation_id = $2"
+_ONE = CAMPAIGN + "WHERE c.application_id = $1 AND c.operation_id = $2"
 
 IDEMPOTENT = "SELECT request_hash, operation_id FROM idempotency WHERE application_id = $1 AND key = $2"
 
@@ -65,7 +65,7 @@ _DUE = "SELECT device_id FROM upgrade WHERE due_at <= $1 ORDER BY due_at LIMIT $
 
 
 def campaign_of(r: Row) -> Campaign:
-    """A row of `_CAMPAIGN`."""
+    """A row of `CAMPAIGN`."""
     policy = None
     if r["policy_given"]:
         policy = Policy(ExecuteType(r["execute_type"]), r["window_start"], r["window_end"], r["retry_times"])
@@ -201,7 +201,7 @@ class SqlCampaignList:
         """See the port. One statement, so that the total is of the same moment as the rows."""
         conditions, args = _conditions(where)
         n = len(args)
-        rows_of_page = f"{_CAMPAIGN} WHERE {conditions} ORDER BY c.id DESC LIMIT ${n + 1} OFFSET ${n + 2}"
+        rows_of_page = f"{CAMPAIGN} WHERE {conditions} ORDER BY c.id DESC LIMIT ${n + 1} OFFSET ${n + 2}"
         sql = (
             f"SELECT t.matches, p.* FROM (SELECT count(*) AS matches FROM campaign c WHERE {conditions}) AS t "
             f"LEFT JOIN ({rows_of_page}) AS p ON true ORDER BY p.id DESC"

@@ -116,6 +116,15 @@ class Database(Reader, Protocol):
         """One consistent view on a connection of its own, for recounts and exports; may run long."""
         ...
 
+    def moment(self) -> AbstractAsyncContextManager[Reader]:
+        """One consistent view for a few key lookups on the loop. Nothing but its reads may be awaited inside: on SQLite
+        they never wait, and others share the connection.
+
+        Raises:
+            Unreachable: the connection is gone.
+        """
+        ...
+
     async def now(self) -> int | None:
         """The database's own clock (ms), or None where the process's clock is the only one (SQLite)."""
         ...

@@ -205,6 +205,15 @@ class PostgresDatabase:
         ):
             yield _Statements(connection)
 
+    @asynccontextmanager
+    async def moment(self) -> AsyncIterator[Reader]:
+        """See `Database`."""
+        try:
+            async with self.snapshot() as view:
+                yield view
+        except (OSError, *_GONE, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            raise Unreachable(str(error) or type(error).__name__) from error
+
     async def now(self) -> int | None:
         """The server's wall clock: several of our processes may share the database, not their clocks."""
         value = await self._pool.fetchval("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)")

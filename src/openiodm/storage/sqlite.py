@@ -229,6 +229,15 @@ class SqliteDatabase:
             finally:
                 await loop.run_in_executor(thread, connection.close)
 
+    @asynccontextmanager
+    async def moment(self) -> AsyncIterator[Reader]:
+        """See `Database`. A read transaction on the loop's own connection."""
+        self._read.execute("BEGIN")
+        try:
+            yield self._reader
+        finally:
+            self._read.execute("COMMIT")
+
     async def now(self) -> int | None:
         """None: the process's clock is the database's."""
         return None

@@ -8,6 +8,7 @@ A CHECK or index below that carries a rule of the design says which.
 """
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    event,
     text,
 )
 
@@ -449,3 +451,58 @@ idempotency = Table(
     Column("created_at", BigInteger, nullable=False),
     Index(None, "created_at"),
 )
+
+# What changed in the task list, for every server's index of it (`storage/campaign_log.py`). Triggers write it, in the
+# transaction of the change. Apart from `campaign`, so that a change of status touches no index there. No foreign key:
+# a deleted campaign's last entry outlives it.
+campaign_change = Table(
+    "campaign_change",
+    metadata,
+    _id(),
+    Column("campaign_id", BigInteger, nullable=False),
+    Column("xid", BigInteger),  # PostgreSQL: the transaction, since ids are not given in the order of commits there
+    Index(
+        None,
+        "xid",
+        "id",
+        sqlite_where=text("xid IS NOT NULL"),
+        postgresql_where=text("xid IS NOT NULL"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+# How far the log was cut off at its old end: a reader that has not come as far must read the table anew. One row.
+campaign_change_trimmed = Table(
+    "campaign_change_trimmed",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("mark", BigInteger, nullable=False),  # SQLite: the newest id that went; PostgreSQL: the newest xid
+)
+
+# Of a campaign's listed attributes only the status ever changes. Batch mode on SQLite drops a table's triggers:
+# `migrations/run.py` puts back what is missing.
+TRIGGERS = {
+    "sqlite": (
+        """CREATE TRIGGER IF NOT EXISTS tr_campaign_inserted AFTER INSERT ON campaign
+        BEGIN INSERT INTO campaign_change (campaign_id) VALUES (NEW.id); END""",
+        """CREATE TRIGGER IF NOT EXISTS tr_campaign_status AFTER UPDATE OF status ON campaign
+        WHEN NEW.status <> OLD.status
+        BEGIN INSERT INTO campaign_change (campaign_id) VALUES (NEW.id); END""",
+        """CREATE TRIGGER IF NOT EXISTS tr_campaign_deleted AFTER DELETE ON campaign
+        BEGIN INSERT INTO campaign_change (campaign_id) VALUES (OLD.id); END""",
+    ),
+    "postgresql": (
+        """CREATE FUNCTION campaign_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO campaign_change (campaign_id, xid)
+        VALUES (coalesce(NEW.id, OLD.id), CAST(CAST(pg_current_xact_id() AS text) AS bigint));
+        RETURN NULL; END $$""",
+        """CREATE TRIGGER tr_campaign_listed AFTER INSERT OR DELETE ON campaign
+        FOR EACH ROW EXECUTE FUNCTION campaign_changed()""",
+        """CREATE TRIGGER tr_campaign_status AFTER UPDATE OF status ON campaign
+        FOR EACH ROW WHEN (NEW.status <> OLD.status) EXECUTE FUNCTION campaign_changed()""",
+    ),
+}
+for _engine, _statements in TRIGGERS.items():
+    for _statement in _statements:
+        _ddl = DDL(_statement)  # type: ignore[no-untyped-call]  # SQLAlchemy has no annotation there
+        event.listen(metadata, "after_create", _ddl.execute_if(dialect=_engine))

@@ -10,6 +10,8 @@ from alembic.config import Config
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from openiodm.storage.tables import TRIGGERS
+
 ADVISORY_LOCK = 0x0D10DA  # PostgreSQL: two servers that start together migrate one after the other
 
 
@@ -41,6 +43,9 @@ def _upgrade_sqlite(url: str, revision: str) -> None:
     try:
         with engine.connect() as connection:
             command.upgrade(config(connection), revision)
+            if revision == "head":  # what batch mode dropped with the tables that it made anew
+                for trigger in TRIGGERS["sqlite"]:
+                    connection.execute(text(trigger))
             connection.commit()
             broken = connection.execute(text("PRAGMA foreign_key_check")).fetchall()
             if broken:

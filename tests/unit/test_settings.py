@@ -48,6 +48,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "device_offline_after_s": ("315360000", "315360000", 315_360_000),
     "devices_per_application": ("18", "18", 18),
     "groups_per_application": ("19", "19", 19),
+    "list_index": ("false", "false", False),
     "group_errors_as_4xx": ("true", "true", True),
     "shutdown_grace_s": ("17", "17", 17),
     "log_level": ('"warning"', "warning", "warning"),
@@ -76,6 +77,7 @@ NONSENSE: dict[str, list[str]] = {
     "device_listen": ["localhost", ":1", "h:99999"],
     "device_url": ["ota.example", "ftp://ota.example"],
     "trusted_proxies": ["proxy.example", "10.0.0.0/8", "10.0.0.1 10.0.0.2"],
+    "list_index": ["perhaps", "2"],
     "group_errors_as_4xx": ["perhaps", "2"],
     # Without the settings that they need beside them, all that are about TLS but the certificate make no sense.
     "tls_key": ["k.pem"],

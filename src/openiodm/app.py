@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from openiodm import __version__
+from openiodm.access.audit import AuditTrail
 from openiodm.access.commands import AccessCommands
 from openiodm.access.flow import MemoryFlow
 from openiodm.access.model import ApplicationKey, Product, TokenLives
@@ -40,6 +41,7 @@ from openiodm.devices.last_seen import LastSeen
 from openiodm.devices.model import DeviceKey, Silences
 from openiodm.devices.queries import DeviceQueries, GroupQueries
 from openiodm.devices.told import AttributeKeys, ToldCommands
+from openiodm.http.clients import client_address
 from openiodm.http.routes import Route, api_router, json_response
 from openiodm.northbound.compat import auth as compat_auth
 from openiodm.northbound.compat import credentials as compat_credentials
@@ -50,6 +52,7 @@ from openiodm.northbound.compat import tasks as compat_tasks
 from openiodm.northbound.compat.edge import CompatEdge
 from openiodm.northbound.compat.guard import CompatGuard
 from openiodm.northbound.native import application as native_application
+from openiodm.northbound.native import audit as native_audit
 from openiodm.northbound.native import devices as native_devices
 from openiodm.northbound.native import groups as native_groups
 from openiodm.northbound.native import openapi as native_openapi
@@ -65,6 +68,7 @@ from openiodm.scheduler.runner import Periodic, Scheduler
 from openiodm.settings import Settings, host_port
 from openiodm.storage import campaign_log
 from openiodm.storage.access import AccessReads, SharedFlow
+from openiodm.storage.audit import AuditReads
 from openiodm.storage.blobs import FileStore
 from openiodm.storage.campaign_list import IndexedCampaignList
 from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
@@ -125,6 +129,7 @@ class Rooms:
     writer: Writer[Work]
     access: AccessCommands
     access_queries: AccessQueries
+    audit: AuditTrail
     devices: DeviceCommands
     device_queries: DeviceQueries
     groups: GroupCommands
@@ -227,6 +232,7 @@ def _build(settings: Settings, database: Database, clock: Clock, writer: Writer[
         writer=writer,
         access=AccessCommands(writer, clock, _token_lives(settings)),
         access_queries=AccessQueries(AccessReads(database), clock),
+        audit=AuditTrail(AuditReads(database), writer, clock, settings.audit_days),
         devices=DeviceCommands(writer, clock, campaigns, silences, max_devices=settings.devices_per_application),
         device_queries=DeviceQueries(device_reads, clock, silences),
         groups=GroupCommands(writer, clock, max_groups=settings.groups_per_application),
@@ -298,6 +304,7 @@ def native_routes(rooms: Rooms) -> list[Route]:
         *native_devices.routes(rooms.devices, rooms.device_queries),
         *native_groups.routes(rooms.groups, rooms.group_queries, rooms.device_queries),
         *native_application.routes(rooms.access, rooms.access_queries),
+        *native_audit.routes(rooms.audit),
         *native_tasks.routes(rooms.campaigns, rooms.campaign_queries, rooms.clock, _clocks(rooms.settings)),
     ]
     return [*routes, *native_openapi.routes(routes, __version__, native_devices.PATH_SCHEMAS)]
@@ -309,6 +316,7 @@ class Front:
     def __init__(self, rooms: Rooms, *, applications: bool, devices: bool) -> None:
         self._rooms = rooms
         self._ddi = _ddi(rooms) if devices else None
+        self._trusted_proxies = frozenset(rooms.settings.trusted_proxies)
         self._compat = self._native = None
         if applications:
             settings = rooms.settings
@@ -326,13 +334,17 @@ class Front:
         if self._ddi is not None and DdiServer.serves(path):
             await self._ddi(scope, receive, send)
         elif self._native is not None and path.startswith("/api/"):
-            await self._native(scope, receive, send)
+            await self._native(self._from_client(scope), receive, send)
         elif path in ("/healthz", "/readyz"):
             await self._health(scope, receive, send)
         elif self._compat is not None:
-            await self._compat(scope, receive, send)
+            await self._compat(self._from_client(scope), receive, send)
         else:
             await json_response({"error": "not found"}, 404)(scope, receive, send)
+
+    def _from_client(self, scope: Scope) -> Scope:
+        """The scope as if no proxy stood between. DDI looks behind proxies itself: it also needs to know of them."""
+        return {**scope, "client": (client_address(scope, self._trusted_proxies), 0)}
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`/healthz`: the process answers. `/readyz`: the database does too, and takes what is written."""
@@ -498,6 +510,7 @@ async def expire_due(rooms: Rooms) -> int:
 
 async def _clean_up(rooms: Rooms) -> None:
     await rooms.access.remove_expired_tokens()
+    await rooms.audit.forget_old()
     await rooms.devices.delete_unactivated(DeviceStore(rooms.database))
     await rooms.groups.sweep_deleted()
     await rooms.packages.collect()

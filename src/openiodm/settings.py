@@ -71,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     native_calls_per_minute: Annotated[int, Meta(ge=0)] = 6000
     """Flow control of the native API, per application; 0 = off."""
 
+    audit_days: Annotated[int, Meta(ge=0, le=36_500)] = 365
+    """How long rows of the audit trail are kept; 0 = for ever."""
+
     max_package_bytes: Bytes = 1024**3
     """Largest package that is taken."""
     min_free_disk_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024**2

@@ -236,7 +236,7 @@ async def test_a_gateway_token_carries_its_product_until_it_is_revoked(server: S
 async def test_gateway_tokens_can_be_disallowed(server: Server) -> None:
     app = await server.application()
     _, text = await server.access.create_gateway_token(app.actor, "line 1", Product("", "", ""))
-    await server.access.set_device_tokens(app.app_id, gateway=False)
+    await server.access.set_device_tokens(app.actor, gateway=False)
     assert await server.access_queries.gateway(text) is None
     application = await server.access_queries.application(app.app_id)
     assert (application.target_tokens, application.gateway_tokens) == (True, False)

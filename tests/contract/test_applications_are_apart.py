@@ -43,6 +43,7 @@ QUERY: dict[str, Callable[[Things], str]] = {
     "deviceId": lambda t: t.device_id,
     "nodeId": lambda t: t.node_id,
     "devGroupId": lambda t: t.group_id,
+    "objectId": lambda t: t.device_id,
 }
 BODY: dict[str, Callable[[Things], Any]] = {
     "appId": lambda t: t.app_id,
@@ -60,7 +61,7 @@ NAMES_IN_A_LIST: dict[str, Callable[[Things], str]] = {"name": lambda t: t.mark}
 # an application may register a node id that another one has.
 PLAIN_WORDS = """
     name description version sourceVersions protocolType buildDate sha256 type fileType kind status state format
-    pageNo pageSize cursor limit sort select startTime endTime location nodeType cascade
+    pageNo pageSize cursor limit since until operation sort select startTime endTime location nodeType cascade
     deviceType model manufacturerName manufactureName manufacturerId operationType operationStatus subOperationStatus
     nodeId verifyCode endUserId endUser imsi psk timeout isSecure productId token targetToken info
     mute region organization timezone customFields customFields.fieldName customFields.fieldType customFields.fieldValue
@@ -70,7 +71,7 @@ PLAIN_WORDS = """
     deviceInfo.fwVersion deviceInfo.hwVersion deviceInfo.protocolType deviceInfo.bridgeId deviceInfo.mute
     deviceInfo.supportedSecurity deviceInfo.isSecurity deviceInfo.sigVersion deviceInfo.serialNumber
     deviceInfo.nodeId deviceName mqttConnect secret
-    fwVersion swVersion targetTokens gatewayTokens confirmation
+    giveUpRetries fwVersion swVersion targetTokens gatewayTokens confirmation
     targets targets.deviceType targets.model targets.manufacturerName
     policy policy.executeType policy.startTime policy.endTime policy.retryType policy.retryTimes
     clocks clocks.onlineSeconds clocks.downloadSeconds clocks.installSeconds clocks.verifySeconds clocks.cancelSeconds
@@ -89,6 +90,7 @@ QUIET = {
     (f"GET {API}/devices", "name"),
     (f"GET {API}/groups", "name"),
     (f"GET {API}/tasks", "deviceId"),
+    (f"GET {API}/audit", "objectId"),
     (f"DELETE {API}/groups/{{group}}/devices", "deviceIds"),
     (f"DELETE {API}/groups/{{group}}/devices", "nodeIds"),
 }

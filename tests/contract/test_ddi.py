@@ -93,10 +93,10 @@ async def test_a_target_token_opens_its_own_device_alone(world: World) -> None:
 async def test_each_kind_of_token_can_be_switched_off_per_application(world: World) -> None:
     (device,) = await world.register("dev1")
     token = await world.rooms.devices.set_target_token(world.actor, device)
-    await world.rooms.access.set_device_tokens(world.app_id, target=False, gateway=True)
+    await world.rooms.access.set_device_tokens(world.actor, target=False, gateway=True)
     own = {"Authorization": f"TargetToken {token}"}
     assert (await world.http.get(world.ddi("dev1"), headers=own)).status_code == 401
-    await world.rooms.access.set_device_tokens(world.app_id, target=True, gateway=False)
+    await world.rooms.access.set_device_tokens(world.actor, target=True, gateway=False)
     assert (await world.http.get(world.ddi("dev1"), headers=own)).status_code == 200
     assert (await world.http.get(world.ddi("dev1"), headers=world.gateway)).status_code == 401
 

@@ -252,6 +252,21 @@ SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("campaign_change", {"id": 9, "campaign_id": 1, "xid": 7}),
         ("campaign_change_trimmed", {"id": 1, "mark": 8}),
     ],
+    "0005": [
+        (
+            "audit",
+            {
+                "id": 9,
+                "application_id": 1,
+                "at": 4,
+                "caller": "b",
+                "address": "::1",
+                "operation": "device.delete",
+                "object_id": "d1",
+                "outcome": "done",
+            },
+        ),
+    ],
 }
 
 # What a row of SAMPLES is when a later revision changes it on purpose: (table, column) -> old value to new value.

@@ -33,6 +33,7 @@ from openiodm.northbound.native.guard import NativeGuard
 from openiodm.packages.commands import PackageCommands
 from openiodm.packages.model import Collected
 from openiodm.packages.queries import PackageQueries
+from openiodm.storage.audit import AuditRows
 from openiodm.storage.blobs import INCOMING, Disk, FileStore
 from openiodm.storage.engine import Database, Tx
 from openiodm.storage.packages import PackageReads, PackageRows
@@ -48,12 +49,13 @@ class Work:
 
     def __init__(self, tx: Tx) -> None:
         self.packages = PackageRows(tx)
+        self.audit = AuditRows(tx)
 
 
 class Tokens:
     """The token is the application's row id."""
 
-    async def authenticate(self, app_key: str | None, token: str) -> Actor:
+    async def authenticate(self, app_key: str | None, token: str, address: str) -> Actor:
         if not token.isdigit() or app_key not in {None, f"app{token}"}:
             raise Refusal(Reason.TOKEN_INVALID)
         return Actor(ApplicationKey(int(token)), f"app{token}")

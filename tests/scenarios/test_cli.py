@@ -159,6 +159,19 @@ def test_one_application_is_authorized_to_act_for_another(shell: Shell) -> None:
     assert shell.json("app", "authorizations", other["appId"]) == [{"mayActForIt": False, **of_owner}]
     shell.run("app", "unauthorize", owner["appId"], other["appId"])
     assert shell.json("app", "authorizations", owner["appId"]) == []
+    rows = shell.json("audit", "list", "--app", owner["appId"])
+    assert [row["operation"] for row in rows] == [
+        "application.unauthorize",
+        "application.authorize",
+        "application.create",
+    ]
+    assert rows[0]["objectId"] == other["appId"]
+    assert {row["caller"].partition(":")[0] for row in rows} == {"operator"}
+    shown = shell.run("audit", "list", "--app", owner["appId"], "--operation", "application.authorize").stdout
+    assert other["appId"] in shown
+    assert "application.create" not in shown
+    assert shell.json("audit", "list", "--app", owner["appId"], "--until", "2000-01-01") == []
+    assert "application-unknown" in shell.run("audit", "list", "--app", "nobody", code=1).stderr
     assert "authorization-unknown" in shell.run("app", "unauthorize", owner["appId"], other["appId"], code=1).stderr
 
 
@@ -272,7 +285,7 @@ def test_wrong_usage_is_one_line_and_code_2(shell: Shell) -> None:
 
 def test_help_and_version_are_quick_and_complete(shell: Shell) -> None:
     commands = shell.run("--help").stdout
-    for name in ("serve", "app", "device", "group", "package", "task", "simulate", "demo"):
+    for name in ("serve", "app", "audit", "device", "group", "package", "task", "simulate", "demo"):
         assert name in commands
     assert shell.run("--version").stdout.startswith("openiodm ")
 

@@ -22,6 +22,7 @@ from openiodm.northbound.compat import auth, credentials, devices, groups
 from openiodm.northbound.compat.edge import CompatEdge
 from openiodm.northbound.compat.guard import CompatGuard
 from openiodm.storage.access import AccessReads, AccessRows
+from openiodm.storage.audit import AuditRows
 from openiodm.storage.devices import DeviceRows, DeviceStore
 from openiodm.storage.engine import Database, Tx
 from openiodm.storage.writer import Writer
@@ -36,6 +37,7 @@ class MovedClock(Clock, Protocol):
 class Work:
     def __init__(self, tx: Tx) -> None:
         self.access = AccessRows(tx)
+        self.audit = AuditRows(tx)
         self.devices = DeviceRows(tx)
 
 

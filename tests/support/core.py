@@ -14,6 +14,7 @@ from openiodm.campaigns.rollout import Contact, Progress, Result, Versions, What
 from openiodm.campaigns.states import UpgradeEvent, UpgradeState
 from openiodm.devices.model import DeviceKey
 from openiodm.scheduler.model import Done, Job, Later, More
+from openiodm.storage.audit import AuditRows
 from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
 from openiodm.storage.campaigns import CampaignRows
 from openiodm.storage.engine import Database, InsertMany, Tx
@@ -48,7 +49,7 @@ DEVICES = InsertMany(
 
 
 def bind(tx: Tx) -> Any:
-    return SimpleNamespace(tx=tx, campaigns=CampaignRows(tx), jobs=JobRows(tx))
+    return SimpleNamespace(tx=tx, campaigns=CampaignRows(tx), jobs=JobRows(tx), audit=AuditRows(tx))
 
 
 @dataclass

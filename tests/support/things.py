@@ -116,6 +116,8 @@ def own_request(route: Route, t: Things, fresh: str) -> Request:
             request.body = {"name": fresh, **PRODUCT}
         case "POST api/tasks":
             request.body = {"kind": "firmware_upgrade", "fileId": t.file_id, "targets": {"devices": [t.spare_id]}}
+        case "GET api/audit":
+            request.query = {"operation": "device.register"}
         case "POST api/tasks/{operationId}/retry":
             request.path["operationId"] = t.failed_id
     return request

@@ -30,6 +30,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "refresh_life_s": ("61", "61", 61),
     "calls_per_minute": ("0", "0", 0),
     "native_calls_per_minute": ("7", "7", 7),
+    "audit_days": ("7", "7", 7),
     "max_package_bytes": ("1", "1", 1),
     "min_free_disk_bytes": ("0", "0", 0),
     "poll_interval_s": ("86399", "86399", 86_399),
@@ -96,6 +97,7 @@ NONSENSE: dict[str, list[str]] = {
     "native_calls_per_minute": ["-1"],
     "devices_per_application": ["-1"],
     "groups_per_application": ["-1"],
+    "audit_days": ["-1", "36501"],
     "max_package_bytes": ["0", "1GiB"],
     "min_free_disk_bytes": ["-1"],
     **{name: ["0", "-1", "315360001"] for name in (

@@ -1,7 +1,10 @@
 """Changes of applications, logins and gateway tokens. Each command is one transaction."""
 
+from dataclasses import replace
+
 from openiodm.access.model import (
     NAME_CHARS,
+    OPERATOR,
     Actor,
     Application,
     Credentials,
@@ -23,14 +26,17 @@ CLEAN_CHUNK = 1000
 
 
 class AccessCommands:
-    """Applications and who may speak for them."""
+    """Applications and who may speak for them.
+
+    What is for whoever runs the server takes `operator`, the name that the audit trail keeps.
+    """
 
     def __init__(self, writer: AccessWriter, clock: Clock, lives: TokenLives) -> None:
         self._writer = writer
         self._clock = clock
         self._lives = lives
 
-    async def create_application(self, name: str) -> Credentials:
+    async def create_application(self, name: str, *, operator: str = OPERATOR) -> Credentials:
         """A new application, with both kinds of device tokens allowed. The secret is in the answer only.
 
         Raises:
@@ -40,13 +46,14 @@ class AccessCommands:
         credentials = Credentials(random_id(), random_secret())
 
         async def create(work: AccessWork) -> Credentials:
-            hashed = hash_secret(credentials.secret)
-            await work.access.insert_application(credentials.app_id, name, hashed, self._clock.now())
+            app_id, hashed, now = credentials.app_id, hash_secret(credentials.secret), self._clock.now()
+            key = await work.access.insert_application(app_id, name, hashed, now)
+            await work.audit.record(Actor(key, app_id, operator), "application.create", app_id, now)
             return credentials
 
         return await self._writer.run(create)
 
-    async def rotate_secret(self, app_id: str) -> Credentials:
+    async def rotate_secret(self, app_id: str, *, operator: str = OPERATOR) -> Credentials:
         """Replaces the secret and ends every session: whoever had the old one is out at once.
 
         Raises:
@@ -58,11 +65,13 @@ class AccessCommands:
             application = await _existing(work.access, app_id)
             await work.access.set_secret(application.key, hash_secret(credentials.secret))
             await work.access.end_all_sessions(application.key)
+            actor = application.acted_on_by(operator)
+            await work.audit.record(actor, "application.rotate-secret", app_id, self._clock.now())
             return credentials
 
         return await self._writer.run(rotate)
 
-    async def set_frozen(self, app_id: str, *, frozen: bool) -> None:
+    async def set_frozen(self, app_id: str, *, frozen: bool, operator: str = OPERATOR) -> None:
         """A frozen application can neither log in nor use its tokens, nor can its devices.
 
         Raises:
@@ -70,12 +79,14 @@ class AccessCommands:
         """
 
         async def freeze(work: AccessWork) -> None:
-            application = await _existing(work.access, app_id)
-            await work.access.set_frozen(application.key, self._clock.now() if frozen else None)
+            application, now = await _existing(work.access, app_id), self._clock.now()
+            await work.access.set_frozen(application.key, now if frozen else None)
+            operation = "application.freeze" if frozen else "application.thaw"
+            await work.audit.record(application.acted_on_by(operator), operation, app_id, now)
 
         await self._writer.run(freeze)
 
-    async def set_device_tokens(self, app_id: str, *, target: bool | None = None, gateway: bool | None = None) -> None:
+    async def set_device_tokens(self, actor: Actor, *, target: bool | None = None, gateway: bool | None = None) -> None:
         """Which kinds of tokens its devices may use; None leaves a kind as it is.
 
         Raises:
@@ -83,12 +94,13 @@ class AccessCommands:
         """
 
         async def change(work: AccessWork) -> None:
-            a = await _existing(work.access, app_id)
+            a = await _existing(work.access, actor.app_id)
             await work.access.set_device_tokens(
                 a.key,
                 target=a.target_tokens if target is None else target,
                 gateway=a.gateway_tokens if gateway is None else gateway,
             )
+            await work.audit.record(actor, "application.modify", a.app_id, self._clock.now())
 
         await self._writer.run(change)
 
@@ -102,8 +114,9 @@ class AccessCommands:
             raise Refusal(Reason.BAD_INPUT, "an application needs no authorization of its own", field="appId")
 
         async def authorize(work: AccessWork) -> None:
-            other = await _existing(work.access, app_id)
-            await work.access.authorize(actor.application, other.key, self._clock.now())
+            other, now = await _existing(work.access, app_id), self._clock.now()
+            if await work.access.authorize(actor.application, other.key, now):
+                await work.audit.record(actor, "application.authorize", app_id, now)
 
         await self._writer.run(authorize)
 
@@ -118,10 +131,11 @@ class AccessCommands:
             other = await work.access.application(app_id)
             if other is None or not await work.access.unauthorize(actor.application, other.key):
                 raise Refusal(Reason.AUTHORIZATION_UNKNOWN, "that application is not authorized")
+            await work.audit.record(actor, "application.unauthorize", app_id, self._clock.now())
 
         await self._writer.run(unauthorize)
 
-    async def login(self, app_id: str, secret: str) -> Login:
+    async def login(self, app_id: str, secret: str, address: str = "") -> Login:
         """New tokens; the newest access token wins (contract 2.1): earlier ones end now, or after the grace.
 
         Raises:
@@ -131,11 +145,11 @@ class AccessCommands:
 
         async def log_in(work: AccessWork) -> Login:
             application = await _authentic(work.access, app_id, secret)
-            return await self._issue(work.access, application)
+            return await self._issue(work, application, "session.login", address)
 
         return await self._writer.run(log_in)
 
-    async def refresh(self, app_id: str, secret: str, refresh_token: str) -> Login:
+    async def refresh(self, app_id: str, secret: str, refresh_token: str, address: str = "") -> Login:
         """New tokens for a refresh token, which is used up by it.
 
         Raises:
@@ -148,11 +162,11 @@ class AccessCommands:
             hashed = hash_secret(refresh_token)
             if not await work.access.take_refresh_token(application.key, hashed, self._clock.now()):
                 raise Refusal(Reason.CREDENTIALS_WRONG, "the refresh token is not valid")
-            return await self._issue(work.access, application)
+            return await self._issue(work, application, "session.refresh", address)
 
         return await self._writer.run(refresh)
 
-    async def logout(self, access_token: str) -> None:
+    async def logout(self, access_token: str, address: str = "") -> None:
         """Ends the session of that access token, if there is one: a repeat changes nothing.
 
         Raises:
@@ -161,7 +175,12 @@ class AccessCommands:
         _check_given(access_token)
 
         async def log_out(work: AccessWork) -> None:
-            await work.access.end_session(hash_secret(access_token))
+            hashed = hash_secret(access_token)
+            holder = await work.access.token_holder(hashed)
+            if holder is not None:
+                await work.access.end_session(hashed)
+                actor = replace(holder.actor, address=address)
+                await work.audit.record(actor, "session.logout", actor.app_id, self._clock.now())
 
         await self._writer.run(log_out)
 
@@ -187,6 +206,7 @@ class AccessCommands:
         async def create(work: AccessWork) -> GatewayToken:
             now = self._clock.now()
             key = await work.access.insert_gateway_token(actor.application, name, product, hash_secret(token), now)
+            await work.audit.record(actor, "gateway-token.create", str(key), now)
             return GatewayToken(key, name, product, now)
 
         return await self._writer.run(create), token
@@ -199,13 +219,15 @@ class AccessCommands:
         """
 
         async def revoke(work: AccessWork) -> None:
-            if not await work.access.revoke_gateway_token(actor.application, token, self._clock.now()):
+            now = self._clock.now()
+            if not await work.access.revoke_gateway_token(actor.application, token, now):
                 raise Refusal(Reason.GATEWAY_TOKEN_UNKNOWN, "there is no such gateway token")
+            await work.audit.record(actor, "gateway-token.revoke", str(token), now)
 
         await self._writer.run(revoke)
 
-    async def _issue(self, rows: AccessRows, application: Application) -> Login:
-        now, lives = self._clock.now(), self._lives
+    async def _issue(self, work: AccessWork, application: Application, operation: str, address: str) -> Login:
+        now, lives, rows = self._clock.now(), self._lives, work.access
         await rows.end_access_tokens(application.key, Instant(now + lives.grace))
         login = Login(random_secret(), random_secret(), lives.life // SECOND)
         for kind, token, life in (
@@ -213,6 +235,8 @@ class AccessCommands:
             (TokenKind.REFRESH, login.refresh_token, lives.refresh),
         ):
             await rows.insert_token(application.key, kind, hash_secret(token), now, Instant(now + life))
+        actor = replace(application.actor, address=address)
+        await work.audit.record(actor, operation, application.app_id, now)
         return login
 
 

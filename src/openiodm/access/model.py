@@ -1,4 +1,4 @@
-"""Applications, actors, and what they carry: secrets, tokens, gateway tokens.
+"""Applications, actors, what they carry (secrets, tokens, gateway tokens), and what the audit trail keeps of them.
 
 Every secret is opaque and random, shown once and kept as its SHA-256: 256 random bits need no slow hash.
 """
@@ -7,7 +7,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from openiodm.clock import Instant, Millis
 
@@ -16,6 +16,8 @@ GatewayTokenKey = NewType("GatewayTokenKey", int)
 
 NAME_CHARS = 256
 """Longest name of an application or a gateway token, in characters."""
+OPERATOR = "operator"
+"""Who asks where nobody says more: whoever runs the server."""
 PRODUCT_BYTES = 2000
 """Longest product, its three members together, in UTF-8 bytes: what a PostgreSQL index entry can hold."""
 
@@ -24,12 +26,19 @@ PRODUCT_BYTES = 2000
 class Actor:
     """On whose behalf a command runs. Commands and queries take one; rows of other applications do not exist for it.
 
-    `caller` is who asked, where it is not the application itself: another one that it has authorized.
+    `caller` is who asked, where it is not the application itself: another one that it has authorized, or whoever runs
+    the server. `address` is where the call came from. Both are for the audit trail alone.
     """
 
     application: ApplicationKey
     app_id: str
     caller: str | None = None
+    address: str = ""
+
+    @property
+    def asked_by(self) -> str:
+        """An appId, or who ran the command line."""
+        return self.caller or self.app_id
 
 
 class TokenKind(StrEnum):
@@ -52,8 +61,12 @@ class Application:
 
     @property
     def actor(self) -> Actor:
-        """The application acting for itself: what the command line and the device protocols use."""
+        """The application acting for itself."""
         return Actor(self.key, self.app_id)
+
+    def acted_on_by(self, operator: str) -> Actor:
+        """Whoever runs the server, acting on the application's things."""
+        return Actor(self.key, self.app_id, operator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +150,42 @@ class Gateway:
     application: Application
     token: GatewayTokenKey
     product: Product
+
+
+class AuditPlace(NamedTuple):
+    """Where a page ends: the trail is read by time, and by number within a millisecond."""
+
+    at: Instant
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One change. `object_id` is the public id of what was changed; a bulk registration has none."""
+
+    place: AuditPlace
+    app_id: str  # whose things
+    caller: str  # an appId, or who ran the command line
+    address: str  # empty for the command line
+    operation: str
+    object_id: str | None
+    outcome: str
+
+    @property
+    def at(self) -> Instant:
+        """When."""
+        return self.place.at
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Conditions that must all hold; None is no condition. Only the operator looks at every application's at once."""
+
+    application: ApplicationKey | None
+    operation: str | None = None
+    object_id: str | None = None
+    since: Instant | None = None  # this moment too
+    until: Instant | None = None  # without this moment
 
 
 def hash_secret(secret: str) -> str:

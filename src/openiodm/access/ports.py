@@ -4,8 +4,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from openiodm.access.model import (
+    Actor,
     Application,
     ApplicationKey,
+    AuditEntry,
+    AuditFilter,
+    AuditPlace,
     Authorization,
     Gateway,
     GatewayToken,
@@ -58,7 +62,7 @@ class AccessReads(Protocol):
 class AccessRows(AccessReads, Protocol):
     """Reads and writes within one transaction."""
 
-    async def insert_application(self, app_id: str, name: str, secret_hash: str, now: Instant) -> None:
+    async def insert_application(self, app_id: str, name: str, secret_hash: str, now: Instant) -> ApplicationKey:
         """A new application, with target tokens and gateway tokens allowed."""
         ...
 
@@ -123,7 +127,38 @@ class AccessRows(AccessReads, Protocol):
         ...
 
 
-class AccessWork(Protocol):
+class AuditReads(Protocol):
+    """The audit trail, for those who look at it."""
+
+    async def page(self, wanted: AuditFilter, after: AuditPlace | None, limit: int) -> Sequence[AuditEntry]:
+        """Newest first, from after that place on."""
+        ...
+
+
+class AuditRows(Protocol):
+    """The audit trail within one transaction."""
+
+    async def record(
+        self, actor: Actor, operation: str, object_id: str | None, now: Instant, outcome: str = "done"
+    ) -> None:
+        """One change. `operation` is `thing.verb`; `object_id` a public id; no secret goes into any of them."""
+        ...
+
+    async def forget(self, before: Instant, limit: int) -> int:
+        """Removes at most `limit` rows that are older; how many it were."""
+        ...
+
+
+class Audited(Protocol):
+    """Part of every room's transaction: a command that somebody asked for leaves a row of what it changed."""
+
+    @property
+    def audit(self) -> AuditRows:
+        """The audit trail."""
+        ...
+
+
+class AccessWork(Audited, Protocol):
     """A transaction, as far as this room sees it."""
 
     @property

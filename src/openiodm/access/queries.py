@@ -17,7 +17,7 @@ class AccessQueries:
         self._reads = reads
         self._clock = clock
 
-    async def authenticate(self, app_key: str | None, token: str) -> Actor:
+    async def authenticate(self, app_key: str | None, token: str, address: str = "") -> Actor:
         """The application that holds the access token; `app_key` must name it, unless it is None (native API).
 
         Raises:
@@ -30,7 +30,7 @@ class AccessQueries:
             raise Refusal(Reason.TOKEN_INVALID, "the token is another application's")
         if holder.frozen:
             raise Refusal(Reason.APPLICATION_FROZEN)
-        return holder.actor
+        return replace(holder.actor, address=address)
 
     async def acting_for(self, actor: Actor, app_id: str) -> Actor:
         """The caller, acting on the things of the application that it names: itself, or one that has authorized it.

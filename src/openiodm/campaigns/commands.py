@@ -103,6 +103,7 @@ class CampaignCommands:
         elif groups is not None:
             await work.campaigns.target_groups(key, groups)
             await work.jobs.put(endings.EXPAND, key, now)
+        await work.audit.record(actor, "task.create", operation_id, now)
         return operation_id
 
     async def _earlier(
@@ -138,6 +139,7 @@ class CampaignCommands:
             for kind in endings.JOBS:
                 await work.jobs.remove(kind, desk.key)
             await work.jobs.put(endings.SWEEP, desk.key, now)
+            await work.audit.record(actor, "task.stop", operation_id, now)
 
         await self._writer.run(command, self._stop_lane)
         self._wake()
@@ -164,6 +166,7 @@ class CampaignCommands:
             await endings.begin_round_jobs(work, desk, now)
             if desk.window_end is not None:
                 await work.jobs.put(endings.WINDOW_END, desk.key, desk.window_end)
+            await work.audit.record(actor, "task.retry", operation_id, now)
 
         await self._writer.run(command)
         self._wake()
@@ -186,6 +189,7 @@ class CampaignCommands:
             if not unfinished:
                 raise Refusal(Reason.UPGRADE_CLOSED, "the device's upgrade has ended")
             await self._desk.process(work, [Signal(key, Halt())])
+            await work.audit.record(actor, "task.stop-device", operation_id, self._clock.now(), f"device {device}")
 
         await self._writer.run(command)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
 from openiodm.access.model import ApplicationKey
+from openiodm.access.ports import Audited
 from openiodm.campaigns.model import (
     Campaign,
     CampaignFilter,
@@ -235,7 +236,7 @@ class CampaignRows(Protocol):
         ...
 
 
-class Work(Protocol):
+class Work(Audited, Protocol):
     """One transaction, as far as the core uses it."""
 
     @property

@@ -1,6 +1,8 @@
 """`openiodm app`: applications, for whoever runs the server. Straight on the database, also beside a running server."""
 
 import asyncio
+import os
+import pwd
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -12,6 +14,7 @@ from openiodm.cli.serve import database_errors, load_settings
 from openiodm.cli.tables import field
 
 if TYPE_CHECKING:
+    from openiodm.access.model import Actor
     from openiodm.app import Rooms
     from openiodm.settings import Settings
 
@@ -90,7 +93,7 @@ def rotate(
     """Give an application a new secret, shown once, and end its logins."""
 
     async def change(rooms: "Rooms") -> dict[str, Any]:
-        credentials = await rooms.access.rotate_secret(app_id)
+        credentials = await rooms.access.rotate_secret(app_id, operator=operator())
         return {"appId": credentials.app_id, "secret": credentials.secret}
 
     _print(with_rooms(load_settings(config, database, data_dir), change), as_json=as_json)
@@ -111,7 +114,7 @@ def authorize(
     """Let another application act on this one's devices, groups and subscriptions."""
 
     async def change(rooms: "Rooms") -> None:
-        await rooms.access.authorize((await rooms.access_queries.application(app_id)).actor, other_app_id)
+        await rooms.access.authorize(await _acting_on(rooms, app_id), other_app_id)
 
     with_rooms(load_settings(config, database, data_dir), change)
     if as_json:
@@ -130,7 +133,7 @@ def unauthorize(
     """Take such an authorization back."""
 
     async def change(rooms: "Rooms") -> None:
-        await rooms.access.unauthorize((await rooms.access_queries.application(app_id)).actor, other_app_id)
+        await rooms.access.unauthorize(await _acting_on(rooms, app_id), other_app_id)
 
     with_rooms(load_settings(config, database, data_dir), change)
     if as_json:
@@ -183,7 +186,7 @@ def gateway_token(
     product = Product(device_type, model, manufacturer)
 
     async def make(rooms: "Rooms") -> dict[str, Any]:
-        actor = (await rooms.access_queries.application(app_id)).actor
+        actor = await _acting_on(rooms, app_id)
         kept, token = await rooms.access.create_gateway_token(actor, name, product)
         return {"tokenId": str(kept.key), "name": name, "token": token}
 
@@ -194,10 +197,23 @@ def create_application(settings: "Settings", name: str) -> dict[str, str]:
     """A new application: appId, name, secret."""
 
     async def make(rooms: "Rooms") -> dict[str, str]:
-        credentials = await rooms.access.create_application(name)
+        credentials = await rooms.access.create_application(name, operator=operator())
         return {"appId": credentials.app_id, "name": name, "secret": credentials.secret}
 
     return with_rooms(settings, make)
+
+
+def operator() -> str:
+    """Whom the audit trail names for what is done here: the user of the machine."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container may run as a number without a name
+        name = str(os.getuid())
+    return f"operator:{name}"
+
+
+async def _acting_on(rooms: "Rooms", app_id: str) -> "Actor":
+    return (await rooms.access_queries.application(app_id)).acted_on_by(operator())
 
 
 def with_rooms(settings: "Settings", use: "Callable[[Rooms], Awaitable[T]]") -> T:

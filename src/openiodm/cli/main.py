@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openiodm.cli import apps, demo, devices, groups, packages, serve, simulate, tasks, tls
+from openiodm.cli import apps, audit, demo, devices, groups, packages, serve, simulate, tasks, tls
 from openiodm.cli.failure import INTERRUPTED, Failure
 
 EPILOG = (
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.add_typer(apps.app, name="app")
+app.add_typer(audit.app, name="audit")
 app.add_typer(devices.app, name="device")
 app.add_typer(groups.app, name="group")
 app.add_typer(packages.app, name="package")

@@ -120,6 +120,8 @@ def serve(
 
 async def _first_start(rooms: "Rooms", settings: "Settings", product: "Product | None") -> None:
     """Makes an application where there is none. Its secret goes to the terminal and never into the log."""
+    from openiodm.access.model import OPERATOR
+
     if await rooms.access_queries.applications():
         return
     credentials = await rooms.access.create_application(FIRST_APPLICATION)
@@ -131,7 +133,7 @@ async def _first_start(rooms: "Rooms", settings: "Settings", product: "Product |
         f"  secret   {credentials.secret}",
     ]
     if product is not None:
-        actor = (await rooms.access_queries.application(credentials.app_id)).actor
+        actor = (await rooms.access_queries.application(credentials.app_id)).acted_on_by(OPERATOR)
         _, token = await rooms.access.create_gateway_token(actor, FIRST_APPLICATION, product)
         lines.append(f"  gateway token of {product.device_type} {product.model}, {product.manufacturer_name}: {token}")
     tables.note("\n".join([*lines, ""]))

@@ -57,8 +57,10 @@ class DeviceCommands:
         async def register(work: DeviceWork) -> Registered:
             rows = work.devices
             await self._check_room(rows, actor.application)
-            if await rows.insert_device(actor.application, device, self._clock.now()) is None:
+            now = self._clock.now()
+            if await rows.insert_device(actor.application, device, now) is None:
                 raise await _taken(rows, actor.application, device)
+            await work.audit.record(actor, "device.register", device.device_id, now)
             return _registered(device)
 
         return await self._writer.run(register)
@@ -66,7 +68,7 @@ class DeviceCommands:
     async def register_many(self, actor: Actor, records: AsyncIterator[BulkRecord]) -> AsyncIterator[BulkResult]:
         """One result per record, in order. Good ones stay registered whatever comes after them.
 
-        A chunk is durable before its results are given out and the next one is read.
+        A chunk is durable before its results are given out and the next one is read; it leaves one row of audit.
         """
         chunk: list[BulkRecord] = []
         async for record in records:
@@ -83,16 +85,11 @@ class DeviceCommands:
         devices = [p for p in prepared if isinstance(p, PreparedDevice)]
 
         async def register(work: DeviceWork) -> dict[str, Registered | Refusal]:
-            rows, application = work.devices, actor.application
-            outcomes: dict[str, Registered | Refusal] = {}
-            todo = devices
-            while todo:
-                # What is refused for another reason leaves its room to those behind it.
-                room = await self._room(rows, application)
-                if not room:
-                    return outcomes | {d.device_id: _no_room() for d in todo}
-                part, todo = todo[:room], todo[room:]
-                outcomes |= await _insert(rows, application, part, self._clock.now())
+            outcomes = await self._register_all(work.devices, actor.application, devices)
+            made = sum(isinstance(outcome, Registered) for outcome in outcomes.values())
+            if made:
+                done = f"{made} of {len(chunk)} registered, from {devices[0].new.node_id}"
+                await work.audit.record(actor, "device.register-many", None, self._clock.now(), done)
             return outcomes
 
         outcomes = await self._writer.run(register) if devices else {}
@@ -101,6 +98,19 @@ class DeviceCommands:
             return device if isinstance(device, Refusal) else outcomes[device.device_id]
 
         return [BulkResult(r.line, outcome(p)) for r, p in zip(chunk, prepared, strict=True)]
+
+    async def _register_all(
+        self, rows: DeviceRows, application: ApplicationKey, todo: Sequence[PreparedDevice]
+    ) -> dict[str, Registered | Refusal]:
+        outcomes: dict[str, Registered | Refusal] = {}
+        while todo:
+            # What is refused for another reason leaves its room to those behind it.
+            room = await self._room(rows, application)
+            if not room:
+                return outcomes | {d.device_id: _no_room() for d in todo}
+            part, todo = todo[:room], todo[room:]
+            outcomes |= await _insert(rows, application, part, self._clock.now())
+        return outcomes
 
     async def self_register(
         self,
@@ -146,15 +156,17 @@ class DeviceCommands:
             NewDevice(device.node_id, name=change.name, product=product).check()
             info = {k: v for k, v in {**device.info, **change.info}.items() if v is not None}
             check_info(info)
+            now = self._clock.now()
             await rows.update_device(
                 device.key,
                 name=device.name if change.name is None else change.name,
                 protocol_type=device.protocol_type if change.protocol_type is None else change.protocol_type,
                 info=info,
-                now=self._clock.now(),
+                now=now,
             )
             if product != device.product:
                 await rows.set_product(device.key, product)
+            await work.audit.record(actor, "device.modify", device_id, now)
 
         await self._writer.run(modify)
 
@@ -181,6 +193,7 @@ class DeviceCommands:
             device = await self._locked_offline(rows, actor, device_id)
             wanted = _renewed(device, node_id, timeout_s, verify_code or random_id())
             await self._set_credentials(rows, actor.application, device, wanted)
+            await work.audit.record(actor, "device.refresh-credentials", device_id, self._clock.now())
             return _registered(wanted)
 
         return await self._writer.run(refresh)
@@ -207,7 +220,9 @@ class DeviceCommands:
             device = await self._locked_offline(rows, actor, device_id)
             wanted = _renewed(device, node_id, timeout_s, device.verify_code or random_id())
             await self._set_credentials(rows, actor.application, device, wanted)
-            await rows.set_target_token(device.key, hash_secret(text), self._clock.now())
+            now = self._clock.now()
+            await rows.set_target_token(device.key, hash_secret(text), now)
+            await work.audit.record(actor, "device.refresh-secret", device_id, now)
             return _registered(wanted)
 
         return await self._writer.run(refresh), text
@@ -239,6 +254,7 @@ class DeviceCommands:
         async def delete(work: DeviceWork) -> None:
             if not await self._delete(work, actor.application, device_id):
                 raise _unknown()
+            await work.audit.record(actor, "device.delete", device_id, self._clock.now())
 
         await self._writer.run(delete)
 
@@ -285,8 +301,10 @@ class DeviceCommands:
 
     async def _write_target_token(self, actor: Actor, device_id: str, token_hash: str | None) -> None:
         async def write(work: DeviceWork) -> None:
-            device = await _locked(work.devices, actor, device_id)
-            await work.devices.set_target_token(device.key, token_hash, self._clock.now())
+            device, now = await _locked(work.devices, actor, device_id), self._clock.now()
+            await work.devices.set_target_token(device.key, token_hash, now)
+            operation = "device.remove-target-token" if token_hash is None else "device.set-target-token"
+            await work.audit.record(actor, operation, device_id, now)
 
         await self._writer.run(write)
 

@@ -49,6 +49,7 @@ class GroupCommands:
             if key is None:
                 raise _name_taken()
             await _add(rows, key, members, new.max_devices, count=0)
+            await work.audit.record(actor, "group.create", group_id, now, f"{len(members)} devices")
             return Group(key, group_id, new.name, new.description, new.max_devices, len(members), now)
 
         return await self._writer.run(create)
@@ -68,6 +69,7 @@ class GroupCommands:
                 raise _full()
             if not await work.devices.update_group(group.key, change):
                 raise _name_taken()
+            await work.audit.record(actor, "group.modify", group_id, self._clock.now())
             return await _locked(work.devices, actor, group_id)
 
         return await self._writer.run(modify)
@@ -80,8 +82,9 @@ class GroupCommands:
         """
 
         async def delete(work: DeviceWork) -> None:
-            group = await _locked(work.devices, actor, group_id)
-            await work.devices.delete_group(group.key, self._clock.now())
+            group, now = await _locked(work.devices, actor, group_id), self._clock.now()
+            await work.devices.delete_group(group.key, now)
+            await work.audit.record(actor, "group.delete", group_id, now)
 
         await self._writer.run(delete)
 
@@ -96,7 +99,10 @@ class GroupCommands:
             rows = work.devices
             group = await _locked(rows, actor, group_id)
             members = await _members(rows, actor, device_ids)
-            await _add(rows, group.key, members, group.max_devices, group.device_count)
+            added = await _add(rows, group.key, members, group.max_devices, group.device_count)
+            if added:
+                now = self._clock.now()
+                await work.audit.record(actor, "group.add-devices", group_id, now, f"{added} devices")
 
         await self._writer.run(add)
 
@@ -111,7 +117,11 @@ class GroupCommands:
         async def remove(work: DeviceWork) -> None:
             rows = work.devices
             group = await _locked(rows, actor, group_id)
-            await rows.remove_members(group.key, await rows.lock_devices(actor.application, device_ids))
+            devices = await rows.lock_devices(actor.application, device_ids)
+            removed = await rows.remove_members(group.key, devices)
+            if removed:
+                now = self._clock.now()
+                await work.audit.record(actor, "group.remove-devices", group_id, now, f"{removed} devices")
 
         await self._writer.run(remove)
 
@@ -140,10 +150,11 @@ async def _members(rows: DeviceRows, actor: Actor, device_ids: Sequence[str]) ->
     return found
 
 
-async def _add(rows: DeviceRows, group: GroupKey, members: Sequence[DeviceKey], max_devices: int, count: int) -> None:
+async def _add(rows: DeviceRows, group: GroupKey, members: Sequence[DeviceKey], max_devices: int, count: int) -> int:
     added = await rows.add_members(group, members)
     if max_devices and count + added > max_devices:
         raise _full()
+    return added
 
 
 def _check(name: str, max_devices: int) -> None:

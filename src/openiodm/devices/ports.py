@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from openiodm.access.model import ApplicationKey, Product
+from openiodm.access.ports import Audited
 from openiodm.clock import Instant
 from openiodm.devices.model import (
     Device,
@@ -186,7 +187,7 @@ class DeviceRows(DeviceReads, GroupRows, Protocol):
         ...
 
 
-class DeviceWork(Protocol):
+class DeviceWork(Audited, Protocol):
     """A transaction, as far as this room sees it."""
 
     @property

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from openiodm.access.model import Actor
 from openiodm.errors import Reason, Refusal
+from openiodm.http.clients import peer_of
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # of a parsed body; streamed ones have limits of their own
 
@@ -62,6 +63,11 @@ class Call:
         """
         assert self.authenticated is not None
         return self.authenticated
+
+    @property
+    def address(self) -> str:
+        """The client's; whoever serves the API has looked behind its proxies (`http.clients`)."""
+        return peer_of(self.request.scope)
 
 
 Handler = Callable[[Call], Awaitable[Any]]
@@ -239,8 +245,8 @@ class _Path:
         await response(scope, receive, send)
 
     async def _answer(self, route: Route, request: Request) -> Response:
+        actor = None
         try:
-            actor = None
             if route.needs is Needs.APPLICATION:
                 actor = await self._guard.authenticate(request)
                 await self._guard.admit(actor)
@@ -255,7 +261,14 @@ class _Path:
                 actor = await self._guard.acting_for(actor, app_id)
             result = await route.handler(Call(request, actor, request.path_params, query, body, raw))
         except Refusal as refusal:
-            log.info("request_refused", path=request.url.path, reason=refusal.reason, field=refusal.field)
+            log.info(
+                "request_refused",
+                path=request.url.path,
+                reason=refusal.reason,
+                field=refusal.field,
+                caller=None if actor is None else actor.asked_by,
+                address=peer_of(request.scope),
+            )
             return self._edge.refusal(refusal, request)
         except ClientDisconnect:
             return Response(status_code=400)

@@ -107,6 +107,7 @@ class PackageCommands:
         async def commit(work: PackageWork) -> Package:
             file_id, now = self._new_id(), self._clock.now()
             key = await work.packages.add(actor.application, file_id, draft, staged.blob, now)
+            await work.audit.record(actor, "package.upload", file_id, now, f"{staged.blob.size} bytes")
             return Package(key, file_id, now, draft, staged.blob)
 
         async with staged.published():
@@ -134,6 +135,7 @@ class PackageCommands:
             if need is Need.RETRY and not give_up_retries:
                 raise Refusal(Reason.PACKAGE_IN_USE, "a retry of a failed task would need the package", field="fileId")
             await work.packages.mark_deleted(key, now)
+            await work.audit.record(actor, "package.delete", file_id, now)
 
         await self._writer.run(command)
         log.info("package_deleted", file_id=file_id)

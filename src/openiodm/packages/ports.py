@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import BinaryIO, Protocol, TypeVar
 
 from openiodm.access.model import ApplicationKey
+from openiodm.access.ports import Audited
 from openiodm.clock import Instant
 from openiodm.packages.model import Blob, Need, Package, PackageDraft, PackageFilter, PackageKey, PackagePage
 
@@ -53,7 +54,7 @@ class PackageRows(PackageReads, BlobReads, Protocol):
         ...
 
 
-class PackageWork(Protocol):
+class PackageWork(Audited, Protocol):
     """One transaction, as far as this room sees it."""
 
     @property

@@ -67,7 +67,7 @@ ON CONFLICT (application_id, authorized_id) DO NOTHING
 _UNAUTHORIZE = "DELETE FROM application_authorization WHERE application_id = $1 AND authorized_id = $2"
 _INSERT_APPLICATION = """
 INSERT INTO application (app_id, name, secret_hash, target_tokens, gateway_tokens, created_at)
-VALUES ($1, $2, $3, TRUE, TRUE, $4)
+VALUES ($1, $2, $3, TRUE, TRUE, $4) RETURNING id
 """
 _INSERT_SESSION = """
 INSERT INTO access_token (application_id, kind, token_hash, issued_at, expires_at) VALUES ($1, $2, $3, $4, $5)
@@ -150,9 +150,10 @@ class AccessRows(AccessReads):
         super().__init__(tx)
         self._tx = tx
 
-    async def insert_application(self, app_id: str, name: str, secret_hash: str, now: Instant) -> None:
+    async def insert_application(self, app_id: str, name: str, secret_hash: str, now: Instant) -> ApplicationKey:
         """With both kinds of device tokens allowed."""
-        await self._tx.execute(_INSERT_APPLICATION, app_id, name, secret_hash, now)
+        key = await self._tx.fetchval(_INSERT_APPLICATION, app_id, name, secret_hash, now)
+        return ApplicationKey(key)
 
     async def lock_application(self, app_id: str) -> tuple[Application, str] | None:
         """Locked until the transaction ends."""

@@ -82,6 +82,25 @@ application_authorization = Table(
     Index(None, "authorized_id"),
 )
 
+# Who changed what, written with the change. The indexes are those of the filters, each in the order of the pages.
+audit = Table(
+    "audit",
+    metadata,
+    _id(),
+    _ref("application_id", "application"),  # whose things
+    Column("at", BigInteger, nullable=False),
+    Column("caller", Text, nullable=False),  # an appId, or who ran the command line
+    Column("address", Text, nullable=False),
+    Column("operation", Text, nullable=False),
+    Column("object_id", Text),
+    Column("outcome", Text, nullable=False),
+    Index("ix_audit_at", "at", "id"),
+    Index("ix_audit_application", "application_id", "at", "id"),
+    Index("ix_audit_operation", "application_id", "operation", "at", "id"),
+    Index("ix_audit_object", "application_id", "object_id", "at", "id"),
+    sqlite_autoincrement=True,
+)
+
 # The rate limit's bucket, one row an application, used where several servers share a database.
 flow_control = Table(
     "flow_control",

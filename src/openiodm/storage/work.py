@@ -1,6 +1,7 @@
 """`Work`: all rooms' rows bound to one transaction (or, for queries, to plain reads)."""
 
 from openiodm.storage.access import AccessRows
+from openiodm.storage.audit import AuditRows
 from openiodm.storage.campaigns import CampaignRows
 from openiodm.storage.devices import DeviceRows
 from openiodm.storage.engine import Tx
@@ -15,6 +16,7 @@ class Work:
     def __init__(self, tx: Tx) -> None:
         self.tx = tx
         self.access = AccessRows(tx)
+        self.audit = AuditRows(tx)
         self.packages = PackageRows(tx)
         self.devices = DeviceRows(tx)
         self.told = ToldRows(tx)

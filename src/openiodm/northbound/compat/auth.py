@@ -52,15 +52,16 @@ def routes(commands: AccessCommands) -> list[Route]:
     async def login(call: Call) -> Tokens:
         raw = await read_body(call.request, LOGIN_BODY_BYTES)
         body = _login_body(raw, call.request.headers.get("content-type", ""))
-        return _tokens(await commands.login(body.app_id or "", body.secret or ""))
+        return _tokens(await commands.login(body.app_id or "", body.secret or "", call.address))
 
     async def refresh_token(call: Call) -> Tokens:
         body: RefreshBody = call.body
-        return _tokens(await commands.refresh(body.app_id or "", body.secret or "", body.refresh_token or ""))
+        login = await commands.refresh(body.app_id or "", body.secret or "", body.refresh_token or "", call.address)
+        return _tokens(login)
 
     async def logout(call: Call) -> Response:
         body: LogoutBody = call.body
-        await commands.logout(body.access_token or "")
+        await commands.logout(body.access_token or "", call.address)
         return Response(status_code=204)
 
     wrong = (Reason.CREDENTIALS_MISSING, Reason.CREDENTIALS_WRONG, Reason.APPLICATION_FROZEN)

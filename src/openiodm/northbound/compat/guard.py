@@ -8,6 +8,7 @@ from openiodm.access.model import Actor
 from openiodm.access.ports import FlowControl
 from openiodm.access.queries import AccessQueries
 from openiodm.errors import Reason, Refusal
+from openiodm.http.clients import peer_of
 
 # The platform said tokenType "Bearer " with a blank; clients that join it to the token themselves send none with ours.
 _BEARER = re.compile(r"bearer[ \t]*(\S{1,512})", re.IGNORECASE)
@@ -30,7 +31,7 @@ class CompatGuard:
         bearer = _BEARER.fullmatch(request.headers.get("authorization", "").strip())
         if not app_key or bearer is None:
             raise Refusal(Reason.TOKEN_INVALID, "app_key or Authorization is missing")
-        return await self._access.authenticate(app_key, bearer.group(1))
+        return await self._access.authenticate(app_key, bearer.group(1), peer_of(request.scope))
 
     async def admit(self, actor: Actor) -> None:
         """Counts the call.

@@ -168,9 +168,8 @@ class _Application:
 
     async def change_application(self, call: Call) -> ApplicationView:
         body: ApplicationBody = call.body
-        app_id = call.actor.app_id
-        await self._commands.set_device_tokens(app_id, target=body.target_tokens, gateway=body.gateway_tokens)
-        return _application(await self._queries.application(app_id))
+        await self._commands.set_device_tokens(call.actor, target=body.target_tokens, gateway=body.gateway_tokens)
+        return _application(await self._queries.application(call.actor.app_id))
 
     async def create_gateway_token(self, call: Call) -> Any:
         body: NewGatewayTokenBody = call.body

@@ -7,12 +7,13 @@ from starlette.requests import Request
 from openiodm.access.model import Actor
 from openiodm.access.ports import FlowControl
 from openiodm.errors import Reason, Refusal
+from openiodm.http.clients import peer_of
 
 
 class Tokens(Protocol):
     """Whose access token is it? (`access.queries.AccessQueries`)"""
 
-    async def authenticate(self, app_key: str | None, token: str) -> Actor:
+    async def authenticate(self, app_key: str | None, token: str, address: str) -> Actor:
         """The holder; `app_key`, where given, must name it.
 
         Raises:
@@ -38,7 +39,7 @@ class NativeGuard:
         token = token.strip()
         if scheme.casefold() != "bearer" or not token:
             raise Refusal(Reason.TOKEN_INVALID, "send Authorization: Bearer <accessToken>", field="Authorization")
-        return await self._tokens.authenticate(request.headers.get("app_key"), token)
+        return await self._tokens.authenticate(request.headers.get("app_key"), token, peer_of(request.scope))
 
     async def admit(self, actor: Actor) -> None:
         """Counts the call.

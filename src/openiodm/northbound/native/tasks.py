@@ -6,9 +6,8 @@ history and own words, exports of any size, and the proof that the counters are 
 
 import csv
 import io
-import re
 from collections.abc import AsyncIterator, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -25,7 +24,7 @@ from openiodm.clock import SECOND, Clock, Instant
 from openiodm.errors import Reason
 from openiodm.http.routes import Call, Needs, Route, json_response
 from openiodm.northbound.native.edge import PREFIX
-from openiodm.northbound.native.times import moment
+from openiodm.northbound.native.times import moment, read_moment
 from openiodm.northbound.tasks import (
     IDEMPOTENCY_HEADER,
     MAX_CHARS,
@@ -41,11 +40,6 @@ PATH = PREFIX + "/tasks"
 MAX_LIMIT = 500
 NDJSON_MEDIA, CSV_MEDIA = "application/x-ndjson", "text/csv; charset=utf-8"
 
-# RFC 3339, and the published contract's form of it without separators: a body may move here from there as it is.
-_MOMENT = re.compile(
-    r"[0-9]{4}(-?)[0-9]{2}\1[0-9]{2}[Tt][0-9]{2}(:?)[0-9]{2}\2[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})", re.ASCII
-)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # OWASP: CSV injection
 
 Text = Annotated[str, Meta(max_length=MAX_CHARS)]
@@ -508,24 +502,6 @@ def _cell(value: object) -> object:
     if isinstance(value, str) and value.startswith(_FORMULA_BEGINS):
         return "'" + value
     return value
-
-
-def read_moment(text: str) -> Instant:
-    """RFC 3339, or the published contract's `yyyyMMdd'T'HHmmss'Z'`; years from 1970 on, whole milliseconds.
-
-    Raises:
-        ValueError: it is neither, or there is no such moment.
-    """
-    if not _MOMENT.fullmatch(text):
-        raise ValueError(f"not an RFC 3339 moment: {text[:64]!r}")
-    try:
-        at = datetime.fromisoformat(text.upper()).astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError(f"out of range: {text[:64]!r}") from error
-    if at < _EPOCH:
-        raise ValueError(f"before 1970: {text[:64]!r}")
-    since = at - _EPOCH
-    return Instant((since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000)
 
 
 def _operation_id(call: Call) -> str:

@@ -21,6 +21,7 @@ from openiodm.campaigns.states import FINAL, UpgradeEvent, UpgradeState
 from openiodm.clock import Clock, Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.errors import Reason, Refusal
+from openiodm.http.clients import client_address, peer_of
 from openiodm.protocols.ddi import codec, ranges, session
 from openiodm.protocols.ddi.codec import DdiFormatError, ErrorCode
 from openiodm.protocols.ddi.download import send_pieces
@@ -159,12 +160,8 @@ class DdiServer:
         parts = [unquote(p) for p in raw.decode("latin-1").split("/")]
         if len(parts) < 5:  # a slash of the API came as %2F: this is no path of it
             parts += [NO_TEXT] * (6 - len(parts))
-        client = scope.get("client")
-        address = client[0] if client else ""
         tenant, node_id = parts[1], parts[4]
-        url = self._url(scope, headers, address)
-        if address in self._trusted_proxies:
-            address = headers.get("x-forwarded-for", address).rpartition(",")[2].strip() or address
+        url = self._url(scope, headers)
         at = "/".join(raw.decode("latin-1").split("/")[:5])
         return _Request(
             method=scope["method"],
@@ -174,16 +171,16 @@ class DdiServer:
             headers=headers,
             query=scope["query_string"].decode("latin-1"),
             base=Base(url + at, url.startswith("https:")),
-            address=address,
+            address=client_address(scope, self._trusted_proxies),
             receive=receive,
             send=send,
         )
 
-    def _url(self, scope: Scope, headers: Mapping[str, str], address: str) -> str:
+    def _url(self, scope: Scope, headers: Mapping[str, str]) -> str:
         if self._device_url:
             return self._device_url
         scheme, host = scope["scheme"], headers.get("host", "")
-        if address in self._trusted_proxies:
+        if peer_of(scope) in self._trusted_proxies:
             scheme = headers.get("x-forwarded-proto", scheme)
             host = headers.get("x-forwarded-host", host)
         if not host:

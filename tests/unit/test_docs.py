@@ -1,6 +1,7 @@
 """Docs that tests keep true: rendered pages, lists of routes, codes and texts, links."""
 
 import ast
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ import pytest
 
 from openiodm.campaigns import queries, texts
 from openiodm.northbound.compat import edge
+from openiodm.protocols.coap.codec import DATAGRAM_BYTES
+from openiodm.protocols.coap.dtls import SUITES
+from openiodm.protocols.coap.limits import Limits
 from openiodm.settings import load
 from tests.support import pages
 from tests.support.routes import COMPAT, NATIVE
@@ -77,6 +81,18 @@ def test_campaigns_has_every_text_of_an_upgrade_and_every_reason_to_wait() -> No
     assert len(said) > 20
     page = read("campaigns.md")
     assert [text for text in said if f"`{text}`" not in page] == []
+
+
+def test_coap_lists_every_limit_with_its_default_and_every_suite_in_its_order() -> None:
+    page = read("coap.md")
+    listed = dict(re.findall(r"^\| `([a-z_]+)` \| ([0-9,]+)(?: s)? \|", page, re.MULTILINE))
+    defaults = {field.name: field.default for field in dataclasses.fields(Limits)}
+    assert list(listed) == list(defaults)
+    assert {name: int(value.replace(",", "")) for name, value in listed.items()} == {
+        name: value // 1000 if name.endswith("_time") else value for name, value in defaults.items()
+    }
+    assert re.findall(r"^\| `([A-Z0-9-]+)` \|", page, re.MULTILINE) == list(SUITES)
+    assert f"{DATAGRAM_BYTES:,} bytes" in page
 
 
 def _returned(source: str) -> Iterator[str]:

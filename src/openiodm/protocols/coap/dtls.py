@@ -112,8 +112,9 @@ class _Core:
         lib.SSL_CTX_ctrl(self.ctx, openssl.SSL_CTRL_SET_MAX_SEND_FRAGMENT, FRAGMENT_BYTES, None)
         # With encrypt-then-MAC (RFC 7366), OpenSSL 3.0 ends a session over the first forged or damaged CBC record.
         lib.SSL_CTX_set_options(self.ctx, openssl.SSL_OP_NO_ENCRYPT_THEN_MAC)
+        lib.SSL_CTX_set_options(self.ctx, openssl.SSL_OP_COOKIE_EXCHANGE | openssl.SSL_OP_CIPHER_SERVER_PREFERENCE)
         options = openssl.SSL_OP_NO_QUERY_MTU | openssl.SSL_OP_NO_TICKET | openssl.SSL_OP_NO_RENEGOTIATION
-        lib.SSL_CTX_set_options(self.ctx, options | openssl.SSL_OP_COOKIE_EXCHANGE)
+        lib.SSL_CTX_set_options(self.ctx, options)
         if not lib.SSL_CTX_set_cipher_list(self.ctx, (":".join(names) + ":" + _SECLEVEL).encode()):
             raise DtlsError(f"cipher suites {names}: {openssl.last_error()}")
         self.incoming, self.outgoing = self._bio(), self._bio()

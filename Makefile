@@ -15,7 +15,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_USER PIP_RE
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check unit drills bench clean
+.PHONY: help setup demo run test check unit drills drills-long bench clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -39,8 +39,14 @@ check: $(DEV) ## lint and types only
 unit: $(DEV) ## the fast tests: no server process, no PostgreSQL
 	$(BIN)/pytest tests/unit tests/properties
 
-drills: $(DEV) ## kill -9 a real server twenty times in a campaign of 2,000 devices, on both engines (some four minutes)
+drills: $(DEV) ## kill, freeze and starve real servers in mid-campaign, on both engines (under ten minutes on an idle machine)
 	$(BIN)/python -m tests.drills.kills --report docs/drills/kills.md
+	$(BIN)/python -m tests.drills --report docs/drills/faults.md
+
+drills-long: $(DEV) ## the same with up to 100,000 devices (hours; reports go into .drills)
+	mkdir -p .drills
+	$(BIN)/python -m tests.drills.kills --kills 50 --devices 20000 --report .drills/kills.md
+	$(BIN)/python -m tests.drills --long --report .drills/faults.md
 
 bench: $(DEV) ## compare with the Python peer on this machine (some ten minutes; ARGS=--quick for two)
 	$(BIN)/python bench/compare.py $(ARGS)

@@ -47,6 +47,7 @@ from openiodm.northbound.compat import auth as compat_auth
 from openiodm.northbound.compat import credentials as compat_credentials
 from openiodm.northbound.compat import devices as compat_devices
 from openiodm.northbound.compat import groups as compat_groups
+from openiodm.northbound.compat import openapi as compat_openapi
 from openiodm.northbound.compat import packages as compat_packages
 from openiodm.northbound.compat import tasks as compat_tasks
 from openiodm.northbound.compat.edge import CompatEdge
@@ -298,7 +299,7 @@ def compat_routes(rooms: Rooms) -> list[Route]:
 
 
 def native_routes(rooms: Rooms) -> list[Route]:
-    """Every route of the native API, and the one that describes them."""
+    """Every route of the native API, and those that describe both APIs."""
     routes = [
         *native_packages.routes(rooms.packages, rooms.package_queries),
         *native_devices.routes(rooms.devices, rooms.device_queries),
@@ -307,7 +308,10 @@ def native_routes(rooms: Rooms) -> list[Route]:
         *native_audit.routes(rooms.audit),
         *native_tasks.routes(rooms.campaigns, rooms.campaign_queries, rooms.clock, _clocks(rooms.settings)),
     ]
-    return [*routes, *native_openapi.routes(routes, __version__, native_devices.PATH_SCHEMAS)]
+    compat = compat_openapi.compat_document(
+        compat_routes(rooms), __version__, errors_as_4xx=rooms.settings.group_errors_as_4xx
+    )
+    return [*routes, *native_openapi.routes(routes, __version__, native_devices.PATH_SCHEMAS, compat=compat)]
 
 
 class Front:

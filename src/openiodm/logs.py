@@ -6,7 +6,7 @@ INFO: what an operator wants to see; WARNING: a peer misbehaves; ERROR: we do.
 import logging
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -27,6 +27,33 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
 _traces = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 
 
+class LossyStream:
+    """Standard error that never raises: a log on a full disk, or down a closed pipe, must not stop what it tells of.
+
+    Lines that could not be written are lost; how many is said in front of the next one that could.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lost = 0
+
+    def write(self, text: str) -> int:
+        """Writes and flushes `text`, if it can."""
+        try:
+            if self._lost:
+                self._stream.write(f"{self._lost} pieces of the log could not be written\n")
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # the latter: it is closed
+            self._lost += 1
+        else:
+            self._lost = 0
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
 def configure(level: str, log_format: str) -> None:
     """Sets up structlog, and the standard library's logging (uvicorn, asyncio) to go the same way, to stderr."""
     shared: list[Any] = [
@@ -40,14 +67,15 @@ def configure(level: str, log_format: str) -> None:
     else:
         plain = structlog.dev.plain_traceback
         renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+    stderr: Any = LossyStream(sys.stderr)
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stderr),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

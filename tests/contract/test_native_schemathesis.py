@@ -4,7 +4,6 @@ Half of the identifiers in paths are those of things that exist, so that more th
 """
 
 import dataclasses
-import zlib
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +19,11 @@ from openiodm.northbound.native.devices import PATH_SCHEMAS
 from openiodm.northbound.native.openapi import native_document
 from openiodm.settings import load
 from tests.conftest import ManualClock
+from tests.support.described import EXAMPLES, THINGS, Address, existing, schema_of, whole
 from tests.support.server import World, build_world
 from tests.support.threaded import LoopThread
 
 DOCUMENT = "/api/v1/openapi.json"
-EXAMPLES = 20  # an operation, beside those that the coverage phase derives from the schemas
 # Rules that no schema of a single member can say: a request that follows every schema may still be refused with these.
 RULES_BEYOND_SCHEMAS = {
     # What a SOTA zip says of itself need not be in the query; of any other file it must. A digest fits its bytes.
@@ -48,22 +47,11 @@ RULES_BEYOND_SCHEMAS = {
         "execute-type-bad": {"executeType"},
     },
 }
-THINGS = 40  # of each kind: some are deleted on the way
 
 
 @schemathesis.serializer("application/x-ndjson")
 def as_it_is(_context: Any, value: Any) -> dict[str, Any]:
     return {"data": value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")}
-
-
-class Address:
-    """The ASGI application that the schema speaks to: set once the server is there, after the tests were collected."""
-
-    def __init__(self) -> None:
-        self.app: Any = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.app(scope, receive, send)
 
 
 @dataclasses.dataclass
@@ -82,22 +70,8 @@ def described() -> dict[str, Any]:
 
 ADDRESS = Address()
 KNOWN: dict[str, list[str]] = {}
-native = schemathesis.openapi.from_dict(described())
-native.app = ADDRESS
-native.config.seed = 1
-# The test sends the token. A NUL, which PostgreSQL cannot hold, is refused in any text and no schema says so.
-native.config.generation.update(with_security_parameters=False, allow_x00=False)
+native = schema_of(described(), ADDRESS)
 native.config.checks.positive_data_acceptance.expected_statuses.append("410")  # as good a reason as 404 and 409
-
-
-def existing(parameters: dict[str, Any]) -> dict[str, Any]:
-    """For one half of the texts that schemathesis makes, an id that exists: which one, the text itself decides."""
-    filled = dict(parameters)
-    for name, value in parameters.items():
-        number = zlib.crc32(repr(value).encode())
-        if number % 2:
-            filled[name] = KNOWN[name][(number // 2) % THINGS]
-    return filled
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +119,6 @@ async def _fill(world: World) -> tuple[dict[str, str], dict[str, list[str]]]:
     return headers, {**known, "appId": others}
 
 
-def whole(value: Any) -> Any:
-    """1.0 is JSON Schema's integer and not ours: it is sent as 1."""
-    if isinstance(value, dict):
-        return {k: whole(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [whole(v) for v in value]
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
-
-
 def excluded_checks(case: Any, response: schemathesis.Response) -> list[Any]:
     label = case.operation.label
     if label == "POST /api/v1/devices/bulk":
@@ -177,7 +142,7 @@ def excluded_checks(case: Any, response: schemathesis.Response) -> list[Any]:
 )
 def test_every_answer_is_as_the_document_says(case: Any, target: Target) -> None:
     if case.meta.generation.mode.is_positive:
-        case.path_parameters = existing(case.path_parameters)
+        case.path_parameters = existing(case.path_parameters, KNOWN)
         case.body = whole(case.body)
     response = case.call(headers=target.headers)
     case.validate_response(response, excluded_checks=excluded_checks(case, response), headers=target.headers)

@@ -7,10 +7,10 @@ from typing import Any
 
 from openiodm.campaigns.states import COUNTER_OF, UPGRADE_TRANSITIONS, Counter, UpgradeState
 from openiodm.simulator.record import DeviceRecord
-from openiodm.storage.engine import Database
+from openiodm.storage.engine import Reader
 
 
-async def broken_laws(db: Database) -> list[str]:
+async def broken_laws(db: Reader) -> list[str]:
     """What is wrong with the rows, in sentences; empty when every law holds."""
     return [
         *await _counters(db),
@@ -20,7 +20,7 @@ async def broken_laws(db: Database) -> list[str]:
     ]
 
 
-async def _counters(db: Database) -> list[str]:
+async def _counters(db: Reader) -> list[str]:
     """Law 2: counters are the rows, and total is their sum."""
     counted: dict[int, dict[str, int]] = defaultdict(lambda: dict.fromkeys((c.value for c in Counter), 0))
     for r in await db.fetch("SELECT campaign_id, state, count(*) AS n FROM upgrade GROUP BY campaign_id, state"):
@@ -34,7 +34,7 @@ async def _counters(db: Database) -> list[str]:
     return wrong
 
 
-async def _one_open_upgrade(db: Database) -> list[str]:
+async def _one_open_upgrade(db: Reader) -> list[str]:
     """Law 1."""
     rows = await db.fetch(
         "SELECT device_id, count(*) FROM upgrade WHERE finished_at IS NULL GROUP BY device_id HAVING count(*) > 1"
@@ -42,7 +42,7 @@ async def _one_open_upgrade(db: Database) -> list[str]:
     return [f"law 1: device {r[0]} has {r[1]} unfinished upgrades" for r in rows]
 
 
-async def _histories(db: Database) -> list[str]:
+async def _histories(db: Reader) -> list[str]:
     """Laws 3 and 6: every change legal, no gap between changes, and the last one is where the row stands."""
     legal = {(s.value, to.value) for s, moves in UPGRADE_TRANSITIONS.items() for to in moves.values()}
     histories: defaultdict[int, list[Any]] = defaultdict(list)
@@ -65,7 +65,7 @@ async def _histories(db: Database) -> list[str]:
     return [*wrong, *(f"law 6: upgrade {u} is {states[u]} without a history" for u in moved)]
 
 
-async def _granted_once(db: Database) -> list[str]:
+async def _granted_once(db: Reader) -> list[str]:
     """An attempt is granted once, whatever was killed in between."""
     rows = await db.fetch(
         "SELECT u.device_id, h.action_id, count(*) FROM history h JOIN upgrade u ON u.id = h.upgrade_id "
@@ -74,7 +74,7 @@ async def _granted_once(db: Database) -> list[str]:
     return [f"device {r[0]}: attempt {r[1]} was granted {r[2]} times" for r in rows]
 
 
-async def lost_reports(db: Database, records: Sequence[DeviceRecord]) -> list[str]:
+async def lost_reports(db: Reader, records: Sequence[DeviceRecord]) -> list[str]:
     """Law 4: every result that a device was answered 2xx for stands in the history of that attempt."""
     told: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
     for r in await db.fetch(

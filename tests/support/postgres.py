@@ -5,9 +5,11 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 SYSTEM_PROGRAMS = "/usr/sbin"  # where Debian keeps `useradd`; a root shell that came by `su` has no path to it
 
@@ -40,6 +42,19 @@ class Postgres:
                 os.environ["PATH"] += os.pathsep + SYSTEM_PROGRAMS  # as root it makes itself a user to run as
             self._server = get_server(self._folder, cleanup_mode="stop")
         self.uri = self._server.get_uri()
+
+    def kill(self) -> None:
+        """`kill -9` of the postmaster and everything below it, as a loss of power has it; `revive` starts it again."""
+        postmaster = self._server.get_postmaster_info().process
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=10)
+
+    def revive(self) -> None:
+        """Starts it on what `kill` has left."""
+        self._server.ensure_postgres_running()
 
     def stop(self) -> None:
         if self._server is not None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ START_WITHIN_S = 20.0
 class Server:
     """`openiodm serve` in a process of its own, which can be killed and started again."""
 
-    def __init__(self, folder: Path, database: str, port: int, **settings: str) -> None:
+    def __init__(self, folder: Path, database: str, port: int, log: str = "server.log", **settings: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._environment = {
             **os.environ,
@@ -34,7 +34,7 @@ class Server:
             "OPENIODM_LAST_SEEN_FLUSH_S": "1",
             **{f"OPENIODM_{name.upper()}": value for name, value in settings.items()},
         }
-        self._log = folder / "server.log"
+        self._log = folder / log
         self._process: asyncio.subprocess.Process | None = None
 
     async def cli(self, *arguments: str) -> Any:
@@ -65,11 +65,16 @@ class Server:
                 await asyncio.sleep(0.02)
         raise AssertionError("the server does not answer")
 
-    async def end(self, how: signal.Signals) -> int:
-        """Ends it; its exit status."""
+    def send(self, what: signal.Signals) -> None:
+        """Sends a signal, if it still runs."""
         assert self._process is not None
         if self._process.returncode is None:
-            self._process.send_signal(how)
+            self._process.send_signal(what)
+
+    async def end(self, how: signal.Signals) -> int:
+        """Ends it; its exit status."""
+        self.send(how)
+        assert self._process is not None
         return await self._process.wait()
 
 
@@ -88,18 +93,26 @@ class Northbound:
         token = answer.json()["accessToken"]
         self._headers = {"app_key": self._app_id, "Authorization": f"Bearer {token}"}
 
-    async def call(self, method: str, path: str, **kwargs: Any) -> Any:
+    async def send(self, method: str, path: str, headers: Mapping[str, str] | None = None, **kwargs: Any) -> Any:
+        """The answer, whatever it is."""
         for _ in range(100):
             try:
                 if not self._headers:
                     await self._login()
-                answer = await self._http.request(method, path, headers=self._headers, **kwargs)
+                return await self._http.request(method, path, headers={**self._headers, **(headers or {})}, **kwargs)
             except httpx.TransportError:
                 await asyncio.sleep(0.1)
-                continue
-            assert answer.status_code < 300, answer.text
-            return answer.json() if answer.content else None
         raise AssertionError(f"no answer to {method} {path}")
+
+    async def call(self, method: str, path: str, **kwargs: Any) -> Any:
+        """The document of a successful answer. A server whose database is away for a moment is asked again."""
+        for _ in range(100):
+            answer = await self.send(method, path, **kwargs)
+            if answer.status_code < 500:
+                break
+            await asyncio.sleep(0.1)
+        assert answer.status_code < 300, answer.text
+        return answer.json() if answer.content else None
 
     async def upload(self, name: str, content: bytes, version: str = "2.0.0") -> str:
         """A firmware package for the product of `gateway_token`; its file id."""
@@ -119,8 +132,8 @@ class Northbound:
             body = {"devGroupId": group["id"], "deviceIds": device_ids[start : start + 1000]}
             await self.call("POST", "/iocm/app/dm/v1.1.0/devices/addDevGroupTagToDevices", json=body)
 
-    async def create_task(self, file_id: str, **targets: Any) -> str:
-        body = {"fileId": file_id, "targets": targets}
+    async def create_task(self, file_id: str, policy: Any = None, **targets: Any) -> str:
+        body = {"fileId": file_id, "targets": targets} | ({"policy": policy} if policy else {})
         task = await self.call("POST", "/iodm/northbound/v1.5.0/operations/firmwareUpgrade", json=body)
         return str(task["operationId"])
 

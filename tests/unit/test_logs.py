@@ -3,6 +3,8 @@
 `tests/scenarios/test_no_secret_is_logged.py` has a whole server's log; here is what each line goes through.
 """
 
+import errno
+import io
 import json
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from openiodm.logs import REDACTED, SECRET_FIELDS, redact
+from openiodm.logs import REDACTED, SECRET_FIELDS, LossyStream, redact
 
 # Logging is set up once a process: each of these lines runs in one of its own.
 SET_UP = """
@@ -29,6 +31,35 @@ try:
 except ValueError:
     {call}
 """
+
+
+def test_a_log_that_cannot_be_written_stops_nobody() -> None:
+    code = SET_UP.format(level="info", log_format="json") + (
+        'log.info("lost")\nlogging.getLogger("uvicorn").error("lost too")\nprint("went on")'
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True, check=True)
+    assert done.stdout == "went on\n"
+
+
+def test_what_was_lost_is_counted_when_there_is_room_again() -> None:
+    class Disk(io.StringIO):
+        full = True
+
+        def flush(self) -> None:
+            if self.full:
+                self.seek(0)
+                self.truncate()
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    disk = Disk()
+    stream = LossyStream(disk)
+    stream.write("one\n")
+    stream.write("two\n")
+    disk.full = False
+    stream.write("three\n")
+    stream.write("four\n")
+    assert disk.getvalue() == "2 pieces of the log could not be written\nthree\nfour\n"
 
 
 def said(code: str, level: str = "info", log_format: str = "json") -> str:

@@ -61,7 +61,7 @@ def described(routes: list[Route]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     unused: Any = None
-    return described([*OWN, *packages.routes(unused, unused), *openapi.routes([], "1.0")])
+    return described([*OWN, *packages.routes(unused, unused), *openapi.routes([], "1.0", compat={})])
 
 
 def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -129,7 +129,7 @@ def test_a_streamed_body_is_binary(document: dict[str, Any]) -> None:
 
 def test_only_routes_that_need_nothing_are_open(document: dict[str, Any]) -> None:
     free = {o["operationId"] for o in operations(document) if o["security"] == []}
-    assert free == {"list_things", "get_openapi"}
+    assert free == {"list_things", "get_openapi", "get_compat_openapi"}
 
 
 class Nobody:
@@ -141,7 +141,7 @@ class Nobody:
 
 
 async def test_it_is_served_to_anybody_and_describes_itself() -> None:
-    app = api_router([*OWN, *openapi.routes(OWN, "1.0", N)], NativeEdge(), Nobody())
+    app = api_router([*OWN, *openapi.routes(OWN, "1.0", N, compat={"openapi": "3.1.0"})], NativeEdge(), Nobody())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client:
         answer = await client.get(openapi.PATH)
         assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
@@ -149,4 +149,5 @@ async def test_it_is_served_to_anybody_and_describes_itself() -> None:
             "/api/v1/things/{thingId}/parts/{n}",
             "/api/v1/things",
             "/api/v1/openapi.json",
+            "/api/v1/compat-openapi.json",
         }

@@ -1,27 +1,49 @@
 """OpenAPI 3.1 from routes: schemas come from the structs (msgspec), nothing is written twice."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from openiodm.errors import KIND_OF, Kind, Reason
+from openiodm.errors import Reason
 from openiodm.http.routes import Needs, Route
 
 _REF = "#/components/schemas/{name}"
 _PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 
+# In a type's extra JSON schema: what is shown of it instead, since msgspec adds to a schema and takes nothing away.
+SHOWN_AS = "x-shown-as"
 # A path parameter is a public id unless the caller of `document` says otherwise.
 ID_SCHEMA: Mapping[str, Any] = {"type": "string", "minLength": 1, "maxLength": 256, "pattern": "^[0-9a-zA-Z_-]+$"}
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """How an API shows one refusal: the status, what it is called, a sentence for people, the body of the answer."""
+
+    status: int
+    name: str
+    summary: str = ""
+    example: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorStyle:
+    """How an API says no. `always` is what any of its answers may be."""
+
+    body: type[msgspec.Struct]
+    media: str
+    shown: Callable[[Route, Reason], Shown]
+    always: Sequence[Shown] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class _Errors:
     schema: Any
-    media: str
-    status_of: Mapping[Kind, int]
+    style: ErrorStyle
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +61,28 @@ def document(
     title: str,
     version: str,
     description: str,
-    error_type: type[msgspec.Struct],
-    error_media: str,
-    status_of: Mapping[Kind, int],
+    errors: ErrorStyle,
     security: Mapping[str, Any],
-    prefix: str = "",
     path_schemas: Mapping[str, Mapping[str, Any]] | None = None,
+    tag_of: Callable[[Route], str] | None = None,
 ) -> dict[str, Any]:
     """The document as plain values, ready for JSON.
 
     `security` maps scheme names to OpenAPI security schemes; a route that needs an application needs all of them.
-    `path_schemas` maps names of path parameters to their schemas where these are no public ids.
+    `path_schemas` maps names of path parameters to their schemas where these are no public ids; `tag_of` groups.
     """
-    types: list[Any] = [error_type]
-    types += [r.body for r in routes if r.body is not None]
+    types: list[Any] = [errors.body]
+    types += [_body_type(r) for r in routes if _body_type(r) is not None]
     types += [r.answer for r in routes if r.answer is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     names = _Names({id(t): s for t, s in zip(types, schemas, strict=True)}, tuple(security), path_schemas or {})
-    errors = _Errors(names.schema_of[id(error_type)], error_media, status_of)
+    error = _Errors(names.schema_of[id(errors.body)], errors)
     paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
-        path = prefix + _PARAMETER.sub(r"{\1}", route.path)
-        paths.setdefault(path, {})[route.method.lower()] = _operation(route, names, errors)
+    for route, operation_id in zip(routes, _operation_ids(routes), strict=True):
+        operation = {"operationId": operation_id, **_operation(route, names, error)}
+        if tag_of is not None:
+            operation["tags"] = [tag_of(route)]
+        paths.setdefault(_PARAMETER.sub(r"{\1}", route.path), {})[route.method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version, "description": description},
@@ -69,12 +91,20 @@ def document(
     }
 
 
+def _operation_ids(routes: Sequence[Route]) -> Iterator[str]:
+    """Names of handlers; a handler that answers at more than one path is numbered there."""
+    seen: Counter[str] = Counter()
+    for route in routes:
+        name = route.handler.__name__
+        seen[name] += 1
+        yield name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
 def _operation(route: Route, names: _Names, errors: _Errors) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "operationId": route.handler.__name__,
         "summary": route.summary,
         "parameters": [*_path_parameters(route, names), *_query_parameters(route), *route.extra_parameters],
-        "responses": {str(route.status): _answer(route, names), **_refusals(route, errors)},
+        "responses": _responses(route, names, errors),
         "security": [] if route.needs is Needs.NOTHING else [{name: [] for name in names.security}],
     }
     if route.description:
@@ -95,16 +125,37 @@ def _answer(route: Route, names: _Names) -> dict[str, Any]:
     return answer
 
 
-def _refusals(route: Route, errors: _Errors) -> dict[str, Any]:
-    """One answer per status; its description lists the reasons that have it."""
-    reasons: dict[int, list[str]] = {}
-    for reason in _reasons(route):
-        reasons.setdefault(errors.status_of[KIND_OF.get(reason, Kind.INVALID)], []).append(reason.value)
-    content = {errors.media: {"schema": errors.schema}}
-    return {
-        str(status): {"description": ", ".join(dict.fromkeys(reasons[status])), "content": content}
-        for status in sorted(reasons)
-    }
+def _responses(route: Route, names: _Names, errors: _Errors) -> dict[str, Any]:
+    """One for each status; of refusals the description lists the names of those that have it."""
+    refusals: dict[int, dict[str, Shown]] = {}
+    for shown in [*(errors.style.shown(route, reason) for reason in _reasons(route)), *errors.style.always]:
+        refusals.setdefault(shown.status, {}).setdefault(shown.name, shown)
+    answer = _answer(route, names)
+    responses = {str(route.status): answer}
+    for status in sorted(refusals):
+        refusal = _refusal(refusals[status].values(), errors)
+        responses[str(status)] = _either(answer, refusal) if status == route.status else refusal
+    return responses
+
+
+def _refusal(shown: Collection[Shown], errors: _Errors) -> dict[str, Any]:
+    media: dict[str, Any] = {"schema": errors.schema}
+    examples = {s.name: {"summary": s.summary, "value": s.example} for s in shown if s.example is not None}
+    if examples:
+        media["examples"] = examples
+    said = [f"{s.name} {s.summary}".rstrip() for s in shown]
+    return {"description": "; ".join(said), "content": {errors.style.media: media}}
+
+
+def _either(answer: Mapping[str, Any], refusal: Mapping[str, Any]) -> dict[str, Any]:
+    """What an answer is where a refusal comes with its status. An empty one cannot be described: no schema then."""
+    content = {}
+    for name, media in refusal["content"].items():
+        good = answer.get("content", {}).get(name)
+        rest = {key: value for key, value in media.items() if key != "schema"}
+        schema = {} if good is None else {"schema": {"anyOf": [good["schema"], media["schema"]]}}
+        content[name] = {**schema, **rest}
+    return {"description": f"Done; or {refusal['description']}", "content": content}
 
 
 def _reasons(route: Route) -> list[Reason]:
@@ -119,14 +170,19 @@ def _reasons(route: Route) -> list[Reason]:
 
 
 def _request_body(route: Route, names: _Names) -> dict[str, Any] | None:
-    if route.body is not None:
-        content: dict[str, Any] = {"application/json": {"schema": names.schema_of[id(route.body)]}}
+    if (type_ := _body_type(route)) is not None:
+        media = route.request_media if route.streams_body else "application/json"
+        content: dict[str, Any] = {media: {"schema": names.schema_of[id(type_)]}}
     elif route.streams_body:
         # 3.1 says by an empty schema that bytes are sent as they are; tools of 3.0's time read `format: binary`.
         content = {route.request_media: {"schema": {"type": "string", "format": "binary", "minLength": 1}}}
     else:
         return None
     return {"required": True, "content": content}
+
+
+def _body_type(route: Route) -> Any:
+    return route.body if route.described_body is None else route.described_body
 
 
 def _path_parameters(route: Route, names: _Names) -> list[dict[str, Any]]:
@@ -157,8 +213,12 @@ def _query_parameter(name: str, schema: dict[str, Any], *, required: bool) -> di
 
 
 def _present(schema: dict[str, Any]) -> dict[str, Any]:
-    """A query has no null: what is null in the struct is a parameter left out."""
-    rest = {k: v for k, v in schema.items() if not (k == "default" and v is None)}
+    """A query has no null, and its empty text is none: what is either in the struct is a parameter left out."""
+    if SHOWN_AS in schema:
+        return dict(schema[SHOWN_AS])
+    rest = {k: v for k, v in schema.items() if not (k == "default" and v in (None, ""))}
+    if "enum" in rest:
+        rest["enum"] = [value for value in rest["enum"] if value != ""]
     if "anyOf" not in rest:
         return rest
     options = [option for option in rest.pop("anyOf") if option != {"type": "null"}]

@@ -78,6 +78,8 @@ class Route:
     """One operation of an API.
 
     `handler` returns a value of type `answer` (encoded as JSON), a ready `Response`, or None (empty answer).
+    `described_body` is what OpenAPI shows, where the handler reads the body itself, or where `body` lets pass what has
+    a code of its own.
     `bad_input` gives the reason for a query or body member that does not parse, where it is not `BAD_INPUT`; it is
     asked about None for a body that is no JSON, or not of its shape at all.
     `acts_for` names the members of query and body, as they are sent, that name the application to act for.
@@ -91,6 +93,7 @@ class Route:
     query: type[msgspec.Struct] | None = None
     body: Any = None
     answer: Any = None
+    described_body: Any = None
     status: int = 200
     description: str = ""
     bad_input: Callable[[str | None], Reason] = lambda _field: Reason.BAD_INPUT

@@ -1,8 +1,10 @@
 """Login, refresh and logout (section 2). They take no token and no app_key, and flow control does not count them."""
 
+from typing import Annotated
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec import Meta
 from starlette.responses import Response
 
 from openiodm.access.commands import AccessCommands
@@ -13,6 +15,10 @@ from openiodm.http.routes import NUL, Call, Needs, Route, parse_json, read_body
 PREFIX = "/iocm/app/sec/v1.1.0"
 LOGIN_BODY_BYTES = 8 * 1024
 LOGIN_FIELDS = 16
+LOGIN_NAMES = frozenset({"appId", "secret"})  # others are ignored, as everywhere
+
+
+Needed = Annotated[str, Meta(min_length=1)]
 
 
 class LoginBody(msgspec.Struct, rename="camel"):
@@ -20,6 +26,25 @@ class LoginBody(msgspec.Struct, rename="camel"):
 
     app_id: str | None = None
     secret: str | None = None
+
+
+class LoginForm(msgspec.Struct, rename="camel"):
+    """What a login needs."""
+
+    app_id: Needed
+    secret: Needed
+
+
+class RefreshForm(LoginForm, rename="camel"):
+    """What a refresh needs."""
+
+    refresh_token: Needed
+
+
+class LogoutForm(msgspec.Struct, rename="camel"):
+    """What a logout needs."""
+
+    access_token: Needed
 
 
 class RefreshBody(msgspec.Struct, rename="camel"):
@@ -74,6 +99,7 @@ def routes(commands: AccessCommands) -> list[Route]:
             "Log in with appId and secret",
             answer=Tokens,
             description="A form of appId and secret; JSON is taken too. Earlier access tokens end.",
+            described_body=LoginForm,
             refusals=wrong,
             request_media="application/x-www-form-urlencoded",
             streams_body=True,
@@ -85,6 +111,7 @@ def routes(commands: AccessCommands) -> list[Route]:
             Needs.NOTHING,
             "Change a refresh token for new tokens",
             body=RefreshBody,
+            described_body=RefreshForm,
             answer=Tokens,
             refusals=wrong,
         ),
@@ -95,6 +122,7 @@ def routes(commands: AccessCommands) -> list[Route]:
             Needs.NOTHING,
             "End a session",
             body=LogoutBody,
+            described_body=LogoutForm,
             status=204,
             refusals=(Reason.CREDENTIALS_MISSING,),
         ),
@@ -116,6 +144,8 @@ def _form(raw: bytes) -> dict[str, str]:
         raise Refusal(Reason.BAD_INPUT, f"the body is not a form: {error}") from error
     fields: dict[str, str] = {}
     for name, value in pairs:
+        if name not in LOGIN_NAMES:
+            continue
         if name in fields or NUL in value:
             raise Refusal(Reason.BAD_INPUT, f"{name} is given twice, or is not text", field=name)
         fields[name] = value

@@ -22,6 +22,7 @@ DEPRECATED = "/iocm/app/reg/v1.1.0/devices"
 ACTS_FOR = ("appId",)  # section 1.1
 SECRETS = "/iocm/app/reg/v2.0.0/deviceCredentials"
 
+NodeId = Annotated[str, Meta(min_length=1, max_length=256)]
 Psk = Annotated[str, Meta(pattern=r"^([0-9a-fA-F]{8,32})?$(?!\n)", max_length=32)]
 Secret = Annotated[str, Meta(pattern=rf"^([0-9a-fA-F]{{{SECRET_CHARS}}})?$(?!\n)")]
 Timeout = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -76,6 +77,12 @@ class RegisterBody(msgspec.Struct, rename="camel"):
     custom_fields: list[CustomField] | None = None
 
 
+class RegisterForm(RegisterBody, rename="camel", kw_only=True):
+    """What a registration needs: a missing nodeId has a code of its own, so that `RegisterBody` lets it pass."""
+
+    node_id: NodeId
+
+
 class RegisterAnswer(msgspec.Struct, rename="camel"):
     """What the installer of the device needs."""
 
@@ -100,6 +107,18 @@ class SecretBody(msgspec.Struct, rename="camel"):
     psk: Psk | None = None
     timeout: Timeout | None = None
     is_secure: bool | None = None
+
+
+class SecretInfoForm(SecretInfo, rename="camel", kw_only=True):
+    """deviceInfo of a registration in secret mode needs the nodeId."""
+
+    node_id: NodeId
+
+
+class SecretForm(SecretBody, rename="camel", kw_only=True):
+    """As `RegisterForm`."""
+
+    device_info: SecretInfoForm
 
 
 class SecretAnswer(msgspec.Struct, rename="camel"):
@@ -175,6 +194,7 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             acts_for=ACTS_FOR,
             query=AppQuery,
             body=SecretBody,
+            described_body=SecretForm,
             answer=SecretAnswer,
             bad_input=_bad,
             refusals=(Reason.MESSAGE_BAD, Reason.NODE_ID_TAKEN, Reason.DEVICE_LIMIT),
@@ -213,6 +233,7 @@ def _verify_code_mode(api: "_Credentials", path: str, note: str) -> list[Route]:
             acts_for=ACTS_FOR,
             query=AppQuery,
             body=RegisterBody,
+            described_body=RegisterForm,
             answer=RegisterAnswer,
             bad_input=_bad,
             refusals=(*bad, Reason.NODE_ID_TAKEN, Reason.VERIFY_CODE_TAKEN, Reason.DEVICE_LIMIT),

@@ -19,9 +19,10 @@ from openiodm.http.routes import Call, Needs, Route
 from openiodm.northbound.compat.fields import (
     CustomField,
     Location,
-    Number,
+    PageNo,
     Text,
     given,
+    integer,
     paging,
     rest_of,
 )
@@ -36,6 +37,7 @@ PAGE_SIZE, PAGE_SIZE_MOST = 25, 250
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 NameOfImsi = Annotated[str, Meta(min_length=1, max_length=64)]
 NameOfLocation = Annotated[str, Meta(min_length=1, max_length=1024)]
+PageSize = Annotated[str, Meta(extra_json_schema=integer(1, PAGE_SIZE_MOST, PAGE_SIZE))]
 
 # Members that have columns of their own.
 _COLUMNS = ("name", "device_type", "model", "manufacturer_name", "protocol_type")
@@ -153,8 +155,8 @@ class ListQuery(msgspec.Struct, rename="camel"):
     device_type: Text = ""
     location: Location = ""
     name: Text = ""
-    page_no: Number = ""
-    page_size: Number = ""
+    page_no: PageNo = ""
+    page_size: PageSize = ""
     status: Literal["ONLINE", "OFFLINE", "INACTIVE", "ABNORMAL", ""] = ""
     start_time: Text = ""
     end_time: Text = ""

@@ -6,7 +6,6 @@ is the family's word for a bad request. Both members of the error body are strin
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -34,6 +33,10 @@ class No:
     desc: str
     strict: int | None = None
 
+    def status_of(self, errors_as_4xx: bool) -> int:
+        """The HTTP status, as the setting `group_errors_as_4xx` has it."""
+        return self.strict if errors_as_4xx and self.strict is not None else self.status
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -49,7 +52,7 @@ _BAD_REQUEST = No(400, "120015", "Bad request error.")
 _NOT_FOUND = No(404, "123002", "Device or package file not found.")
 _INPUT_INVALID = No(400, "50400", "The input is invalid.")
 _NO_DEVICE = No(404, "100403", "The device is not existed.")
-_OUR_FAULT = No(500, "50252", "Internal server error.")
+OUR_FAULT = No(500, "50252", "Internal server error.")
 
 COMMON: dict[Reason, No] = {
     R.TOKEN_INVALID: _TOKEN,
@@ -154,6 +157,12 @@ def family_of(path: str) -> Family:
     return next((family for prefix, family in FAMILIES if path.startswith(prefix)), UNKNOWN)
 
 
+def row_of(path: str, reason: Reason) -> No:
+    """How a call says no: its family's row, or the common one, or the family's word for a bad request."""
+    family = family_of(path)
+    return family.rows.get(reason) or COMMON.get(reason) or family.bad_request
+
+
 class CompatEdge:
     """See `http.routes.Edge`. `errors_as_4xx`: errors that the contract shows with 200 get a 4xx status."""
 
@@ -162,9 +171,7 @@ class CompatEdge:
 
     def refusal(self, refusal: Refusal, request: Request) -> Response:
         """The row of the caller's family."""
-        family = family_of(request.scope["path"])
-        no = family.rows.get(refusal.reason) or COMMON.get(refusal.reason) or family.bad_request
-        return self._answer(no)
+        return self._answer(row_of(request.scope["path"], refusal.reason))
 
     def unknown_path(self, request: Request) -> Response:
         """404 with the upgrade API's code, in every family (DECISIONS 26)."""
@@ -178,9 +185,7 @@ class CompatEdge:
 
     def our_fault(self, request: Request) -> Response:
         """500, in every family."""
-        return self._answer(_OUR_FAULT)
+        return self._answer(OUR_FAULT)
 
     def _answer(self, no: No) -> Response:
-        status = no.strict if self._strict and no.strict is not None else no.status
-        body: Any = ErrorBody(no.code, no.desc)
-        return json_response(body, status)
+        return json_response(ErrorBody(no.code, no.desc), no.status_of(self._strict))

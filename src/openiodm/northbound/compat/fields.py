@@ -10,11 +10,25 @@ import msgspec
 from msgspec import Meta
 
 from openiodm.errors import Reason, Refusal
+from openiodm.http.openapi import SHOWN_AS
 
 Text = Annotated[str, Meta(max_length=256)]
-Number = Annotated[str, Meta(pattern=r"^[0-9]*$", max_length=18)]
 Imsi = Annotated[str, Meta(max_length=64)]
 Location = Annotated[str, Meta(max_length=1024)]
+NUMBER_CHARS = 18
+
+
+def integer(least: int, most: int, default: int) -> dict[str, Any]:
+    """What OpenAPI shows of a number that comes as a text."""
+    return {SHOWN_AS: {"type": "integer", "minimum": least, "maximum": most, "default": default}}
+
+
+def one_of(*values: str) -> dict[str, Any]:
+    """What OpenAPI shows of a text that is one of some words."""
+    return {SHOWN_AS: {"type": "string", "enum": list(values)}}
+
+
+PageNo = Annotated[str, Meta(extra_json_schema=integer(0, 2**31 - 1, 0))]
 
 
 class CustomField(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -50,7 +64,7 @@ def paging(
 def _number(text: str | None, field: str, default: int, least: int, most: int | None, bad: Reason) -> int:
     if not text:
         return default
-    value = int(text) if text.isascii() and text.isdigit() else -1
+    value = int(text) if text.isascii() and text.isdigit() and len(text) <= NUMBER_CHARS else -1
     if value < least or (most is not None and value > most):
         raise Refusal(bad, f"{field} is out of range", field=field)
     return value

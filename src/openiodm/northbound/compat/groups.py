@@ -14,7 +14,7 @@ from openiodm.devices.model import Group, GroupChange, NewGroup, Page
 from openiodm.devices.queries import GroupQueries
 from openiodm.errors import Reason
 from openiodm.http.routes import Call, Needs, Route
-from openiodm.northbound.compat.fields import Number, Text, given, paging
+from openiodm.northbound.compat.fields import PageNo, Text, given, integer, paging
 
 GROUPS = "/iocm/app/devgroup/v1.3.0/devGroups"
 MEMBERS = "/iocm/app/dm/v1.2.0/devices/ids"
@@ -30,6 +30,8 @@ MEMBER_PAGE_SIZE, MEMBER_PAGE_SIZE_MOST = 10, 1000
 GroupName = Annotated[str, Meta(min_length=1, max_length=50, pattern=r"^[^\W_]+$(?!\n)")]
 GroupId = Annotated[str, Meta(min_length=1, max_length=50)]
 Description = Annotated[str, Meta(max_length=1024)]
+GroupPageSize = Annotated[str, Meta(extra_json_schema=integer(1, GROUP_PAGE_SIZE_MOST, GROUP_PAGE_SIZE))]
+MemberPageSize = Annotated[str, Meta(extra_json_schema=integer(1, MEMBER_PAGE_SIZE_MOST, MEMBER_PAGE_SIZE))]
 Most = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
@@ -120,8 +122,8 @@ class ListQuery(msgspec.Struct, rename="camel"):
     access_app_id: Text = ""
     app_id: Text = ""
     name: Text = ""
-    page_no: Number = ""
-    page_size: Number = ""
+    page_no: PageNo = ""
+    page_size: GroupPageSize = ""
 
 
 class MembersQuery(msgspec.Struct, rename="camel"):
@@ -130,8 +132,8 @@ class MembersQuery(msgspec.Struct, rename="camel"):
     dev_group_id: GroupId
     access_app_id: Text = ""
     app_id: Text = ""
-    page_no: Number = ""
-    page_size: Number = ""
+    page_no: PageNo = ""
+    page_size: MemberPageSize = ""
 
 
 def routes(commands: GroupCommands, queries: GroupQueries) -> list[Route]:

@@ -1,12 +1,13 @@
 """Packages as the published contract lists them (sections 3.1 and 3.2). There is no upload in it: see `native`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from openiodm.errors import Reason
 from openiodm.http.routes import Call, Needs, Route
-from openiodm.northbound.compat.fields import Number, Text, given, paging
+from openiodm.northbound.compat.fields import PageNo, Text, given, integer, paging
 from openiodm.northbound.compat.times import format_time
 from openiodm.packages.commands import PackageCommands
 from openiodm.packages.model import FileType, Package, PackageFilter, checked_file_id
@@ -14,6 +15,8 @@ from openiodm.packages.queries import MAX_PAGE_SIZE, PackageQueries
 
 PATH = "/iodm/northbound/v1.5.0/category"
 DEFAULT_PAGE_SIZE = 10
+
+PageSize = Annotated[str, Meta(extra_json_schema=integer(1, MAX_PAGE_SIZE, DEFAULT_PAGE_SIZE))]
 
 
 class ListQuery(msgspec.Struct, rename="camel"):
@@ -25,8 +28,8 @@ class ListQuery(msgspec.Struct, rename="camel"):
     manufacturer_name: Text = ""
     manufacture_name: Text = ""
     version: Text = ""
-    page_no: Number = ""
-    page_size: Number = ""
+    page_no: PageNo = ""
+    page_size: PageSize = ""
 
 
 class CategoryInfo(msgspec.Struct, rename="camel"):

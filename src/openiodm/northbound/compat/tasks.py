@@ -5,9 +5,10 @@ Spellings that look like slips are the contract's: `operationType` is asked for 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from openiodm.campaigns.commands import CampaignCommands
 from openiodm.campaigns.model import Campaign, CampaignKind, Counters, ExecuteType, Policy, Upgrade
@@ -16,7 +17,7 @@ from openiodm.campaigns.states import COUNTER_OF, CampaignStatus, Counter, Upgra
 from openiodm.clock import Clock
 from openiodm.errors import Reason, Refusal
 from openiodm.http.routes import Call, Handler, Needs, Route
-from openiodm.northbound.compat.fields import Number, Text, given, paging
+from openiodm.northbound.compat.fields import PageNo, Text, given, integer, one_of, paging
 from openiodm.northbound.compat.times import format_time, format_time_or_none, parse_time
 from openiodm.northbound.tasks import (
     MAX_PAGE_NO,
@@ -51,26 +52,31 @@ _SUBTASK_STATES = {
 _SUBTASK_FILTER = {**_SUBTASK_STATES, "failed": _SUBTASK_STATES["fail"]}
 _SUBTASK_STATUS = {state: status for status, states in _SUBTASK_STATES.items() for state in states}
 
+PageSize = Annotated[str, Meta(extra_json_schema=integer(1, MAX_PAGE_SIZE, DEFAULT_PAGE_SIZE))]
+OperationType = Annotated[Text, Meta(extra_json_schema=one_of(*_KINDS))]
+OperationStatus = Annotated[Text, Meta(extra_json_schema=one_of(*(s.value for s in CampaignStatus)))]
+SubOperationStatus = Annotated[Text, Meta(extra_json_schema=one_of(*_SUBTASK_STATES))]
+
 
 class ListQuery(msgspec.Struct, rename="camel"):
     """Conditions that must all hold; an empty one is not given."""
 
-    operation_type: Text = ""
-    operation_status: Text = ""
+    operation_type: OperationType = ""
+    operation_status: OperationStatus = ""
     device_type: Text = ""
     model: Text = ""
     manufacturer_name: Text = ""
     device_id: Text = ""
-    page_no: Number = ""
-    page_size: Number = ""
+    page_no: PageNo = ""
+    page_size: PageSize = ""
 
 
 class SubOperationQuery(msgspec.Struct, rename="camel"):
     """Which subtasks."""
 
-    sub_operation_status: Text = ""
-    page_no: Number = ""
-    page_size: Number = ""
+    sub_operation_status: SubOperationStatus = ""
+    page_no: PageNo = ""
+    page_size: PageSize = ""
 
 
 class CreateAnswer(msgspec.Struct, rename="camel"):

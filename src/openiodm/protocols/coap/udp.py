@@ -4,6 +4,7 @@ The event loop's own datagram protocol handles one datagram a wake-up, which cos
 """
 
 import asyncio
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -56,6 +57,7 @@ class UdpSocket:
         """
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)[0]
         self._socket = sock = socket.socket(family, socket.SOCK_DGRAM)
+        self._poll: select.epoll | None = None
         self._receiver: Receiver | None = None
         self._timer: asyncio.TimerHandle | None = None
         try:
@@ -78,10 +80,16 @@ class UdpSocket:
         return bound
 
     def start(self, receiver: Receiver) -> Self:
-        """Reads for the receiver, in the running loop, and lets its time pass."""
+        """Reads for the receiver, in the running loop, and lets its time pass.
+
+        The loop watches an epoll of our own, not the socket: what ICMP returns makes a socket's error flag rise, and
+        at that uvloop (libuv) stops watching it for good. One device that went away would make the port deaf.
+        """
         self._receiver = receiver
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._socket.fileno(), self._readable)
+        self._poll = select.epoll()
+        self._poll.register(self._socket, select.EPOLLIN)
+        loop.add_reader(self._poll.fileno(), self._readable)
         self._timer = loop.call_later(TICK / 1000, self._tick, loop)
         return self
 
@@ -89,8 +97,11 @@ class UdpSocket:
         """Reads no more, and gives the port back."""
         if self._timer is not None:
             self._timer.cancel()
-            asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._timer = None
+        if self._poll is not None:
+            asyncio.get_running_loop().remove_reader(self._poll.fileno())
+            self._poll.close()
+            self._poll = None
         self._socket.close()
 
     def transmit(self, datagram: bytes, address: Address) -> None:

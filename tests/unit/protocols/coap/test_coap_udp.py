@@ -3,11 +3,13 @@
 import asyncio
 import hashlib
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 
 import aiocoap
 import aiocoap.resource
 import pytest
+import uvloop
 
 from openiodm.clock import Millis
 from openiodm.protocols.coap import carrier
@@ -214,15 +216,27 @@ async def test_ipv6(lab: tuple[Lab, Endpoint, int]) -> None:
         assert answer.code == Code.NOT_FOUND
 
 
-async def test_a_port_where_nobody_listens_is_told_at_once() -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_port_where_nobody_listens_is_told_at_once_and_the_others_are_heard(run: Callable[..., None]) -> None:
+    """The server runs on uvloop, which gives up a socket with an error where asyncio does not."""
+    run(_nobody_listens())
+
+
+async def _nobody_listens() -> None:
+    get = encode(Message(Code.GET, path_options("/nothing"), mid=1))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind((HOST, 0))
-        port = int(probe.getsockname()[1])
-    async with endpoint_on_loopback() as (endpoint, _):
-        peer = endpoint.peer_at((HOST, port))
+        gone = probe.getsockname()
+    async with endpoint_on_loopback(Lab().handle) as (endpoint, port):
+        peer = endpoint.peer_at(gone)
         assert peer is not None
-        with pytest.raises(carrier.Unreachable):
-            await asyncio.wait_for(endpoint.request(peer, Message(Code.GET)), 1.5)
+        for _ in range(3):
+            with pytest.raises(carrier.Unreachable):
+                await asyncio.wait_for(endpoint.request(peer, Message(Code.GET)), 1.5)
+        cpu = time.process_time()
+        await asyncio.sleep(0.3)
+        assert time.process_time() - cpu < 0.15, "woken again and again by an error that nobody reads"
+        assert [m.code for m in await asyncio.to_thread(exchange, port, [get])] == [Code.NOT_FOUND]
 
 
 async def test_a_device_that_went_away_does_not_disturb_the_others(lab: tuple[Lab, Endpoint, int]) -> None:

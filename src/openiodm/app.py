@@ -49,6 +49,7 @@ from openiodm.northbound.compat import devices as compat_devices
 from openiodm.northbound.compat import groups as compat_groups
 from openiodm.northbound.compat import openapi as compat_openapi
 from openiodm.northbound.compat import packages as compat_packages
+from openiodm.northbound.compat import subscriptions as compat_subscriptions
 from openiodm.northbound.compat import tasks as compat_tasks
 from openiodm.northbound.compat.edge import CompatEdge
 from openiodm.northbound.compat.guard import CompatGuard
@@ -61,6 +62,12 @@ from openiodm.northbound.native import packages as native_packages
 from openiodm.northbound.native import tasks as native_tasks
 from openiodm.northbound.native.edge import NativeEdge
 from openiodm.northbound.native.guard import NativeGuard
+from openiodm.notifications.callbacks import Guard
+from openiodm.notifications.commands import SubscriptionCommands
+from openiodm.notifications.delivery import Deliverer
+from openiodm.notifications.model import DeliveryRules
+from openiodm.notifications.queries import SubscriptionQueries
+from openiodm.notifications.sender import HttpSender
 from openiodm.packages.commands import PackageCommands
 from openiodm.packages.queries import PackageQueries
 from openiodm.protocols.ddi import codec
@@ -76,9 +83,12 @@ from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
 from openiodm.storage.contacts import SqlDeviceDirectory
 from openiodm.storage.devices import DeviceStore
 from openiodm.storage.engine import Database
+from openiodm.storage.notices import NoticeRules
 from openiodm.storage.open import open_database, sqlite_path
+from openiodm.storage.outbox import OutboxReads
 from openiodm.storage.packages import PackageReads
 from openiodm.storage.sqlite import ServerLock
+from openiodm.storage.subscriptions import SubscriptionStore
 from openiodm.storage.work import Work
 from openiodm.storage.writer import Lane, Writer
 from openiodm.tls import ClientCertificates, ServerTls, TlsError, TlsFiles
@@ -141,6 +151,10 @@ class Rooms:
     campaign_queries: CampaignQueries
     campaign_reads: SqlCampaignReads
     list_index: IndexedCampaignList | None  # plain SQL until it is started, and without it
+    subscriptions: SubscriptionCommands
+    subscription_queries: SubscriptionQueries
+    deliverer: Deliverer
+    sender: HttpSender
     told: ToldCommands
     last_seen: LastSeen
     files: FileStore
@@ -195,12 +209,17 @@ async def open_rooms(settings: Settings, *, clock: Clock | None = None) -> Async
         await shared.measure()
         files = FileStore(settings.package_dir, min_free_bytes=settings.min_free_disk_bytes)
         await files.open()
-        writer: Writer[Work] = Writer(database, Work)
+        written = asyncio.Event()
+        rules = NoticeRules(settings.notice_newer_words, settings.notice_every_attempt, written.set)
+        writer: Writer[Work] = Writer(database, lambda tx: Work(tx, rules))
         writer.start()
         try:
-            rooms = _build(settings, database, shared, writer, files)
-            yield rooms
-            await rooms.packages.close()
+            rooms = _build(settings, database, shared, writer, files, written)
+            try:
+                yield rooms
+            finally:
+                await rooms.sender.close()
+                await rooms.packages.close()
         finally:
             await writer.close()
             await files.close()
@@ -208,15 +227,24 @@ async def open_rooms(settings: Settings, *, clock: Clock | None = None) -> Async
         await database.close()
 
 
-def _build(settings: Settings, database: Database, clock: Clock, writer: Writer[Work], files: FileStore) -> Rooms:
+def _build(
+    settings: Settings,
+    database: Database,
+    clock: Clock,
+    writer: Writer[Work],
+    files: FileStore,
+    written: asyncio.Event,
+) -> Rooms:
     desk = ReportDesk(clock)
+    owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    alone = database.engine == "sqlite"
     scheduler = Scheduler(
-        owner=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
+        owner=owner,
         clock=clock,
         quick=writer.run,
         slow=lambda command: writer.run(command, Lane.CHUNK),
         handlers=campaign_jobs.handlers(database.engine),
-        alone=database.engine == "sqlite",
+        alone=alone,
     )
     campaigns = CampaignCommands(writer, clock, _clocks(settings), desk, scheduler.wake, Lane.STOP)
     reads = SqlCampaignReads(database)
@@ -225,6 +253,10 @@ def _build(settings: Settings, database: Database, clock: Clock, writer: Writer[
         Millis(settings.device_abnormal_after_s * SECOND), Millis(settings.device_offline_after_s * SECOND)
     )
     package_reads = PackageReads(database)
+    subscription_queries = SubscriptionQueries(SubscriptionStore(database))
+    guard = Guard(settings.callback_allow)
+    outbox = OutboxReads(database)
+    sender = HttpSender(guard, clock, settings.callback_timeout_s, outbox.security)
     device_reads = DeviceStore(database)
     return Rooms(
         settings=settings,
@@ -244,6 +276,10 @@ def _build(settings: Settings, database: Database, clock: Clock, writer: Writer[
         campaign_queries=CampaignQueries(reads, list_index or SqlCampaignList(database), clock),
         campaign_reads=reads,
         list_index=list_index,
+        subscriptions=SubscriptionCommands(writer, subscription_queries, clock, guard),
+        deliverer=Deliverer(owner, writer, outbox, sender, clock, _delivery_rules(settings), wake=written, alone=alone),
+        sender=sender,
+        subscription_queries=subscription_queries,
         told=ToldCommands(writer, clock, _attribute_keys(settings), campaigns),
         last_seen=LastSeen(_Alone(writer), clock, settings.last_seen_flush_s),
         files=files,
@@ -258,6 +294,15 @@ def _clocks(settings: Settings) -> Clocks:
         install=settings.install_clock_s * SECOND,
         verify=settings.verify_clock_s * SECOND,
         cancel=settings.cancel_clock_s * SECOND,
+    )
+
+
+def _delivery_rules(settings: Settings) -> DeliveryRules:
+    return DeliveryRules(
+        timeout=Millis(settings.callback_timeout_s * SECOND),
+        life=Millis(settings.notice_life_s * SECOND),
+        per_receiver=settings.callbacks_per_receiver,
+        at_once=settings.callbacks_at_once,
     )
 
 
@@ -294,6 +339,7 @@ def compat_routes(rooms: Rooms) -> list[Route]:
         *compat_devices.routes(rooms.devices, rooms.device_queries),
         *compat_groups.routes(rooms.groups, rooms.group_queries),
         *compat_packages.routes(rooms.packages, rooms.package_queries),
+        *compat_subscriptions.routes(rooms.subscriptions, rooms.subscription_queries),
         *compat_tasks.routes(rooms.campaigns, rooms.campaign_queries, rooms.clock),
     ]
 
@@ -488,6 +534,7 @@ async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[N
     if isinstance(rooms.clock, DatabaseClock):
         periodics.append(Periodic("clock", 60.0, rooms.clock.measure))
     await rooms.scheduler.start()
+    await rooms.deliverer.start()
     rooms.last_seen.start()
     if rooms.list_index is not None:
         rooms.list_index.start()
@@ -501,6 +548,7 @@ async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[N
         if rooms.list_index is not None:
             await rooms.list_index.close()
         await rooms.last_seen.close()
+        await rooms.deliverer.close()
         await rooms.scheduler.close()
 
 
@@ -519,6 +567,7 @@ async def _clean_up(rooms: Rooms) -> None:
     await rooms.groups.sweep_deleted()
     await rooms.packages.collect()
     await rooms.campaigns.forget_keys()
+    await rooms.subscriptions.sweep(rooms.settings.notice_keep_days)
     await _trim_log(rooms)
 
 

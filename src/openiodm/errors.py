@@ -81,6 +81,12 @@ class Reason(StrEnum):
     WINDOW_TOO_SHORT = "window-too-short"
     RETRY_TIMES_BAD = "retry-times-bad"
     IDEMPOTENCY_KEY_REUSED = "idempotency-key-reused"
+    # notifications
+    CALLBACK_BAD = "callback-bad"
+    SUBSCRIPTION_UNKNOWN = "subscription-unknown"
+    SUBSCRIPTION_EXISTS = "subscription-exists"
+    SUBSCRIPTIONS_NONE = "subscriptions-none"
+    NOTICE_UNKNOWN = "notice-unknown"
 
 
 KIND_OF: dict[Reason, Kind] = {
@@ -112,6 +118,10 @@ KIND_OF: dict[Reason, Kind] = {
     Reason.UPGRADE_UNKNOWN: Kind.NOT_FOUND,
     Reason.UPGRADE_CLOSED: Kind.GONE,
     Reason.UPGRADE_NOT_WAITING: Kind.NOT_FOUND,
+    Reason.SUBSCRIPTION_UNKNOWN: Kind.NOT_FOUND,
+    Reason.SUBSCRIPTION_EXISTS: Kind.CONFLICT,
+    Reason.SUBSCRIPTIONS_NONE: Kind.NOT_FOUND,
+    Reason.NOTICE_UNKNOWN: Kind.NOT_FOUND,
 }
 
 

@@ -6,9 +6,10 @@ the start with the setting's name.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,6 +117,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Most device groups of one application; 0 = no limit."""
     list_index: bool = True
     """The task list's pages come from an index in memory (some 10 MB a million tasks); false: counted by SQL."""
+    callback_allow: tuple[str, ...] = ()
+    """Host names, addresses and networks that callbacks may lead to although they are this machine's own, link-local or
+    a cloud's metadata."""
+    callback_timeout_s: Seconds = 15
+    """How long a receiver of notices may take to answer."""
+    callbacks_at_once: Annotated[int, Meta(ge=1, le=4096)] = 256
+    """Deliveries of notices under way at the same time, over all receivers."""
+    callbacks_per_receiver: Annotated[int, Meta(ge=1, le=256)] = 16
+    """Deliveries of notices under way at the same time to one host and port."""
+    notice_life_s: Seconds = 600
+    """How long the delivery of a notice is tried again; then it is kept as undelivered."""
+    notice_keep_days: Annotated[int, Meta(ge=1, le=3650)] = 30
+    """How long undelivered notices are kept."""
+    notice_newer_words: bool = True
+    """State notices also say otacreated and RequestDownload; off for clients that know the four older words alone."""
+    notice_every_attempt: bool = False
+    """A result notice for every failed attempt, not only for the last."""
+
     group_errors_as_4xx: bool = False
     """Group errors that the contract shows with HTTP 200 get a 4xx status instead."""
     shutdown_grace_s: Seconds = 10
@@ -219,6 +238,14 @@ CLIENT_VARIABLES = frozenset(
 )
 
 
+def _is_host_or_network(entry: str) -> bool:
+    try:
+        ip_network(entry)
+    except ValueError:
+        return re.fullmatch(r"[^\s/:@?#*]+", entry) is not None
+    return True
+
+
 def _check(settings: Settings) -> None:
     host_port(settings.listen, "listen")
     if settings.device_listen:
@@ -233,6 +260,9 @@ def _check(settings: Settings) -> None:
         raise SettingsError(f"log_format: expected console or json, got {settings.log_format!r}")
     if settings.device_offline_after_s <= settings.device_abnormal_after_s:
         raise SettingsError("device_offline_after_s: must be more than device_abnormal_after_s")
+    for entry in settings.callback_allow:
+        if not _is_host_or_network(entry):
+            raise SettingsError(f"callback_allow: expected host names, addresses and networks, got {entry!r}")
     for proxy in settings.trusted_proxies:
         try:
             ip_address(proxy)

@@ -27,9 +27,10 @@ OPEN = {
     f"POST {IOCM}/sec/v1.1.0/refreshToken",
     f"POST {IOCM}/sec/v1.1.0/logout",
     f"GET {API}/openapi.json",
+    f"GET {API}/compat-openapi.json",
 }
 
-COMPAT_NOT_FOUND = {"100403", "100418", "100603", "123002", "123009"}
+COMPAT_NOT_FOUND = {"100225", "100403", "100418", "100603", "123002", "123009"}
 
 
 # ------------------------------------------------------- what the members are
@@ -63,6 +64,7 @@ PLAIN_WORDS = """
     name description version sourceVersions protocolType buildDate sha256 type fileType kind status state format
     pageNo pageSize cursor limit since until operation sort select startTime endTime location nodeType cascade
     deviceType model manufacturerName manufactureName manufacturerId operationType operationStatus subOperationStatus
+    notifyType callbackUrl callbackurl channel ownerFlag
     nodeId verifyCode endUserId endUser imsi psk timeout isSecure productId token targetToken info
     mute region organization timezone customFields customFields.fieldName customFields.fieldType customFields.fieldValue
     deviceConfig deviceConfig.dataConfig deviceConfig.dataConfig.dataAgingTime maxDevNum maxDevices

@@ -267,6 +267,35 @@ SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
             },
         ),
     ],
+    "0006": [
+        ("receiver", {"id": 1, "name": "example.org:80", "owner": "s", "lease_until": 2, "failing_since": None}),
+        (
+            "subscription",
+            {
+                "id": 1,
+                "subscription_id": "s",
+                "application_id": 1,
+                "notify_type": "fwUpgradeResultNotify",
+                "callback_url": "http://example.org:80/",
+                "receiver_id": 1,
+                "created_at": 1,
+            },
+        ),
+        (
+            "notice",
+            {
+                "id": 9,
+                "subscription_id": 1,
+                "device_id": 1,
+                "body": "{}",
+                "created_at": 1,
+                "pending_since": 2,
+                "attempts": 2,
+                "due_at": 3,
+            },
+        ),
+        ("callback_security", {"application_id": 1, "ca_pem": "PEM", "signing_secret": "s", "changed_at": 1}),
+    ],
 }
 
 # What a row of SAMPLES is when a later revision changes it on purpose: (table, column) -> old value to new value.

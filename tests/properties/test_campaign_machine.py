@@ -408,6 +408,8 @@ class Campaigns(RuleBasedStateMachine):
         for operation in self.operations:
             assert (await self.core.queries.recount(self.core.actor, operation)).exact
         assert await self.core.database.fetchval("SELECT count(*) FROM job") == 0, "an ended campaign leaves no job"
+        owed = await self.core.database.fetchval("SELECT count(*) FROM upgrade WHERE result_owed IS NOT NULL")
+        assert owed == 0, "a result that nobody will ever be told"
 
     async def _unfinished(self) -> list[tuple[Any, ...]]:
         rows = await self.core.database.fetch(

@@ -13,15 +13,19 @@ from openiodm.campaigns.reports import Outcome, ReportDesk
 from openiodm.campaigns.rollout import Contact, Progress, Result, Versions, What
 from openiodm.campaigns.states import UpgradeEvent, UpgradeState
 from openiodm.devices.model import DeviceKey
+from openiodm.notifications.model import UPGRADE_TYPES
+from openiodm.notifications.ports import NewSubscription
 from openiodm.scheduler.model import Done, Job, Later, More
 from openiodm.storage.audit import AuditRows
 from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
 from openiodm.storage.campaigns import CampaignRows
 from openiodm.storage.engine import Database, InsertMany, Tx
 from openiodm.storage.jobs import JobRows
+from openiodm.storage.notices import NoticeRows, NoticeRules
+from openiodm.storage.subscriptions import SubscriptionRows
 from openiodm.storage.writer import Lane, Writer
 from tests.conftest import ManualClock
-from tests.support.laws import broken_laws
+from tests.support.laws import broken_laws, untold
 
 CLOCKS = Clocks(online=86_400_000, download=3_600_000, install=1_800_000, verify=600_000, cancel=300_000)
 LOG = LogEntry("device", ("a line",))
@@ -49,7 +53,14 @@ DEVICES = InsertMany(
 
 
 def bind(tx: Tx) -> Any:
-    return SimpleNamespace(tx=tx, campaigns=CampaignRows(tx), jobs=JobRows(tx), audit=AuditRows(tx))
+    return SimpleNamespace(
+        tx=tx,
+        campaigns=CampaignRows(tx),
+        jobs=JobRows(tx),
+        audit=AuditRows(tx),
+        notices=NoticeRows(tx, NoticeRules()),
+        subscriptions=SubscriptionRows(tx),
+    )
 
 
 @dataclass
@@ -63,6 +74,7 @@ class Core:
     queries: CampaignQueries
     reads: SqlCampaignReads
     actor: Actor = field(default=Actor(ApplicationKey(1), "app1"))
+    subscribed: bool = True
 
     async def add_devices(self, count: int, version: str | None = "V1", first: int = 1, product: int = 1) -> list[str]:
         rows = [
@@ -174,10 +186,14 @@ class Core:
 
     async def check_laws(self) -> None:
         """Every law that rows can tell."""
-        assert await broken_laws(self.database) == []
+        wrong = await broken_laws(self.database)
+        if self.subscribed:
+            wrong += await untold(self.database)
+        assert not wrong, "\n".join(wrong)
 
 
-async def build_core(database: Database, clock: ManualClock) -> Core:
+async def build_core(database: Database, clock: ManualClock, *, subscribed: bool = True) -> Core:
+    """`subscribed`: somebody wants to know of every change from the first; nothing is delivered."""
     writer: Writer[Any] = Writer(database, bind)
     writer.start()
     desk = ReportDesk(clock)
@@ -208,4 +224,7 @@ async def build_core(database: Database, clock: ManualClock) -> Core:
                 file_type,
                 sources,
             )
-    return Core(database, clock, writer, commands, queries, reads)
+        for notify_type in sorted(UPGRADE_TYPES) if subscribed else ():
+            new = NewSubscription(notify_type, ApplicationKey(1), notify_type, "http://r:1/", "r:1")
+            assert await SubscriptionRows(tx).insert(new, clock.now())
+    return Core(database, clock, writer, commands, queries, reads, subscribed=subscribed)

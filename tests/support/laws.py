@@ -1,11 +1,13 @@
 """The design's laws as checks over the rows of a database, whoever wrote them."""
 
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from openiodm.campaigns.states import COUNTER_OF, UPGRADE_TRANSITIONS, Counter, UpgradeState
+from openiodm.notifications import bodies
 from openiodm.simulator.record import DeviceRecord
 from openiodm.storage.engine import Reader
 
@@ -72,6 +74,65 @@ async def _granted_once(db: Reader) -> list[str]:
         "WHERE h.to_state = 'offered' GROUP BY u.device_id, h.action_id HAVING count(*) > 1"
     )
     return [f"device {r[0]}: attempt {r[1]} was granted {r[2]} times" for r in rows]
+
+
+async def untold(db: Reader) -> list[str]:
+    """Law 6: with a subscriber from the first, nothing being delivered, every change has its notices, once, in order.
+
+    A failure that policy may still retry is not told; one that was retried may have been, if an operator asked.
+    """
+    notices: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    said: defaultdict[int, list[str]] = defaultdict(list)  # by device, over all its upgrades
+    for r in await db.fetch("SELECT device_id, body FROM notice ORDER BY id"):
+        body = json.loads(r["body"])
+        word = body.get("swUpgradeState") or body.get("stepDesc")
+        notices[body["subOperationId"]].append(("state", word) if word else ("result", _result_of(body)))
+        if word:
+            said[r["device_id"]].append(word)
+    histories: defaultdict[int, list[Any]] = defaultdict(list)
+    happened: defaultdict[int, list[str]] = defaultdict(list)
+    for r in await db.fetch(
+        "SELECT h.upgrade_id, h.from_state, h.to_state, u.device_id FROM history h "
+        "JOIN upgrade u ON u.id = h.upgrade_id ORDER BY h.id"
+    ):
+        change = (UpgradeState(r["from_state"]), UpgradeState(r["to_state"]))
+        histories[r["upgrade_id"]].append(change)
+        happened[r["device_id"]] += bodies.words(*change, newer=True)
+    wrong = [f"law 6: device {d} was told as {said[d]}, went {happened[d]}" for d in happened if said[d] != happened[d]]
+    for r in await db.fetch("SELECT id, public_id, state, result_owed FROM upgrade"):
+        changes = histories[r["id"]]
+        born = changes[0][0] if changes else UpgradeState(r["state"])
+        expected = _expected([(UpgradeState.WAIT, born), *changes], owed=bool(r["result_owed"]))
+        if not _matches(notices.pop(r["public_id"], []), expected):
+            wrong.append(f"law 6: upgrade {r['id']} went {changes}, owed {r['result_owed']}: expected {expected}")
+    return [*wrong, *(f"law 6: told of nothing: {n}" for n in notices.values())]
+
+
+Told = tuple[str, str, bool]  # state or result, which, must it be there?
+
+
+def _expected(changes: list[tuple[UpgradeState, UpgradeState]], *, owed: bool) -> list[Told]:
+    told: list[Told] = []
+    for i, (before, after) in enumerate(changes):
+        last = i == len(changes) - 1
+        told += [("state", word, True) for word in bodies.words(before, after, newer=True)]
+        if bodies.has_result(before, after) and not (last and owed):
+            told.append(("result", "SUCCESS" if after is UpgradeState.SUCCESS else "FAIL", last))
+    return told
+
+
+def _matches(notices: list[tuple[str, str]], expected: list[Told]) -> bool:
+    left = list(notices)
+    for kind, which, obliged in reversed(expected):  # from the end, where the result must be
+        if left and left[-1] == (kind, which):
+            left.pop()
+        elif obliged:
+            return False
+    return not left
+
+
+def _result_of(body: dict[str, Any]) -> str:
+    return str(body.get("swUpgradeResult") or body["status"])
 
 
 async def lost_reports(db: Reader, records: Sequence[DeviceRecord]) -> list[str]:

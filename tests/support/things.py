@@ -15,6 +15,7 @@ from tests.support.routes import label
 from tests.support.server import World
 
 PRODUCT = {"deviceType": "sensor", "model": "m1", "manufacturerName": "acme"}
+CALLBACK = "http://receiver.example:80/"
 IOCM, IODM, API = "/iocm/app", "/iodm/northbound/v1.5.0", "/api/v1"
 
 
@@ -36,6 +37,7 @@ class Things:
     operation_id: str = ""
     failed_id: str = ""
     token_id: str = ""
+    subscription_id: str = ""
     friend_id: str = ""  # an application that it has authorized
     others: list[str] = field(default_factory=list)
 
@@ -64,6 +66,7 @@ PATH: dict[str, Callable[[Things], list[str]]] = {
     "fileId": lambda t: [t.file_id],
     "operationId": lambda t: [t.operation_id],
     "tokenId": lambda t: [t.token_id],
+    "subscriptionId": lambda t: [t.subscription_id],
     "appId": lambda t: [t.friend_id],
 }
 
@@ -93,6 +96,10 @@ def own_request(route: Route, t: Things, fresh: str) -> Request:
             request.body = {"devGroupId": t.group_id, "deviceIds": [t.spare_id]}
         case "POST iocm/dm/v1.1.0/devices/deleteDevGroupTagFromDevices":
             request.body = {"devGroupId": t.group_id, "deviceIds": [t.device_id]}
+        case "POST /iodm/app/sub/v1.1.0/subscribe":
+            request.body = {"notifyType": "fwUpgradeResultNotify", "callbackUrl": CALLBACK}
+        case "POST iocm/sub/v1.2.0/subscriptions":
+            request.body = {"notifyType": "ruleEvent", "callbackUrl": CALLBACK}
         case "POST iodm/operations/softwareUpgrade":
             request.body = {"fileId": t.software_id, "targets": {"devices": [t.spare_id]}}
         case "POST iodm/operations/firmwareUpgrade":
@@ -152,11 +159,26 @@ async def make_things(world: World, app_id: str, headers: dict[str, str], mark: 
     t.operation_id = (await post("/tasks", json={**task, "targets": {"devices": [t.device_id]}}))["operationId"]
     token = await post("/gateway-tokens", json={"name": mark, **PRODUCT})
     t.token_id = token["tokenId"]
+    subscribed = await world.http.post(
+        f"{IOCM}/sub/v1.2.0/subscriptions",
+        headers=headers,
+        json={"notifyType": "deviceAdded", "callbackUrl": f"{CALLBACK}{mark}"},
+    )
+    subscription = subscribed.json().get("subscriptionId") or await _subscription(world, headers)
+    t.subscription_id = subscription
     t.friend_id = (await world.rooms.access.create_application(f"friend of {mark}")).app_id
     authorized = await world.http.put(f"{API}/authorizations/{t.friend_id}", headers=headers)
     assert authorized.status_code == 204, authorized.text
     t.others = [failing, token["token"]]
     return t
+
+
+async def _subscription(world: World, headers: dict[str, str]) -> str:
+    """The one that is there already."""
+    listed = await world.http.get(
+        f"{IOCM}/sub/v1.2.0/subscriptions", headers=headers, params={"notifyType": "deviceAdded"}
+    )
+    return str(listed.json()["subscriptions"][0]["subscriptionId"])
 
 
 async def _fail(world: World, headers: dict[str, str], device_id: str) -> None:

@@ -29,7 +29,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "devices": (*BASE, "access"),
     "scheduler": ("clock",),
     "campaigns": (*BASE, "access", "packages", "devices", "scheduler.model"),
-    "notifications": (*BASE, "access", "campaigns", "scheduler.model"),
+    "notifications": (*BASE, "access", "devices", "campaigns", "scheduler.model"),
     # `protocols.port` is a port like those of the domain rooms: no codec, no session, no server.
     "storage": (*BASE, *DOMAIN, "notifications", "scheduler.model", "settings", "protocols.port"),
     "http": ("access.model", "errors"),

@@ -50,6 +50,14 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "devices_per_application": ("18", "18", 18),
     "groups_per_application": ("19", "19", 19),
     "list_index": ("false", "false", False),
+    "callback_allow": ('["127.0.0.1", "push.lan"]', "127.0.0.1, push.lan", ("127.0.0.1", "push.lan")),
+    "callback_timeout_s": ("2", "2", 2),
+    "callbacks_at_once": ("4096", "4096", 4096),
+    "callbacks_per_receiver": ("256", "256", 256),
+    "notice_life_s": ("36000", "36000", 36_000),
+    "notice_keep_days": ("3650", "3650", 3650),
+    "notice_newer_words": ("false", "false", False),
+    "notice_every_attempt": ("true", "true", True),
     "group_errors_as_4xx": ("true", "true", True),
     "shutdown_grace_s": ("17", "17", 17),
     "log_level": ('"warning"', "warning", "warning"),
@@ -79,6 +87,12 @@ NONSENSE: dict[str, list[str]] = {
     "device_url": ["ota.example", "ftp://ota.example"],
     "trusted_proxies": ["proxy.example", "10.0.0.0/8", "10.0.0.1 10.0.0.2"],
     "list_index": ["perhaps", "2"],
+    "callback_allow": ["10.0.0.0/33", "http://push.lan", "*.lan"],
+    "callbacks_at_once": ["0", "4097"],
+    "callbacks_per_receiver": ["0", "257"],
+    "notice_keep_days": ["0", "3651"],
+    "notice_newer_words": ["perhaps", "2"],
+    "notice_every_attempt": ["perhaps", "2"],
     "group_errors_as_4xx": ["perhaps", "2"],
     # Without the settings that they need beside them, all that are about TLS but the certificate make no sense.
     "tls_key": ["k.pem"],
@@ -103,7 +117,7 @@ NONSENSE: dict[str, list[str]] = {
     **{name: ["0", "-1", "315360001"] for name in (
         "token_life_s", "refresh_life_s", "last_seen_flush_s", "online_clock_s", "download_clock_s",
         "install_clock_s", "verify_clock_s", "cancel_clock_s", "device_abnormal_after_s", "device_offline_after_s",
-        "shutdown_grace_s",
+        "shutdown_grace_s", "callback_timeout_s", "notice_life_s",
     )},
 }  # fmt: skip
 NO_NUMBER = ["", "soon", "1.5", "0x10", "true", "10s"]

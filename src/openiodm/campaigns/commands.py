@@ -17,8 +17,8 @@ from openiodm.campaigns.ports import (
     WriterPort,
 )
 from openiodm.campaigns.reports import Outcome, ReportDesk, Signal
-from openiodm.campaigns.rollout import Gone, Halt, Versions, What
-from openiodm.campaigns.states import CampaignEvent, next_campaign_status
+from openiodm.campaigns.rollout import Gone, Halt, Versions, What, may_retry
+from openiodm.campaigns.states import BORN_FINAL, CampaignEvent, next_campaign_status
 from openiodm.clock import DAY, Clock, Instant, random_id
 from openiodm.devices.model import DeviceKey
 from openiodm.errors import Reason, Refusal
@@ -98,7 +98,9 @@ class CampaignCommands:
         )
         await self._first_jobs(work, key, policy, asked.clocks or self._clocks, now)
         if devices is not None:
-            await work.campaigns.insert_for_devices(key, devices, now)
+            owed = may_retry(round_=0, retry_times=policy.retry_times, window_end=policy.window_end, now=now)
+            before = await work.campaigns.insert_for_devices(key, devices, now, owed=owed)
+            await work.notices.born(key, before, BORN_FINAL, now, owed=owed)
             await end_if_complete(work, key, now)
         elif groups is not None:
             await work.campaigns.target_groups(key, groups)

@@ -1,14 +1,19 @@
-"""How a campaign ends: used wherever devices of it may have ended (reports, sweeps, clocks, expansion)."""
+"""How a campaign ends: used wherever devices of it may have ended (reports, sweeps, clocks, expansion).
+
+The result of a device is told to subscribers when it is decided for good (contract section 6.2). Whether a failure is,
+is known when it happens (`result_owed`): while a round of retries may still come, the result is owed, which the row
+remembers. A round that retries the device cancels the debt; a campaign that ends, or is stopped, pays what is left.
+"""
 
 from openiodm.campaigns.model import CampaignKey
 from openiodm.campaigns.ports import CampaignDesk, Work
-from openiodm.campaigns.rollout import Conclusion, conclude
-from openiodm.campaigns.states import CAMPAIGN_FINAL, CampaignEvent, next_campaign_status
+from openiodm.campaigns.rollout import Conclusion, conclude, may_retry
+from openiodm.campaigns.states import CAMPAIGN_FINAL, CampaignEvent, CampaignStatus, next_campaign_status
 from openiodm.clock import Instant
 
 EXPAND, RETRY, SWEEP = "campaign.expand", "campaign.retry", "campaign.sweep"
-WINDOW_END, ONLINE = "campaign.window_end", "campaign.online"
-JOBS = (EXPAND, RETRY, SWEEP, WINDOW_END, ONLINE)
+WINDOW_END, ONLINE, SETTLE = "campaign.window_end", "campaign.online", "campaign.settle"
+JOBS = (EXPAND, RETRY, SWEEP, WINDOW_END, ONLINE, SETTLE)
 
 _EVENT = {
     Conclusion.SUCCEEDED: CampaignEvent.SUCCEEDED,
@@ -37,6 +42,25 @@ async def end_if_complete(work: Work, campaign: CampaignKey, now: Instant) -> No
     await work.campaigns.set_open(campaign, False)
     for kind in (ONLINE, WINDOW_END):
         await work.jobs.remove(kind, campaign)
+    if conclusion is Conclusion.FAILED and desk.retry_times:
+        await work.jobs.put(SETTLE, campaign, now)
+
+
+def result_owed(desk: CampaignDesk, now: Instant) -> bool:
+    """May a device that fails now still be retried, so that its result is not the last word?"""
+    return desk.status is not CampaignStatus.STOP and may_retry(
+        round_=desk.round, retry_times=desk.retry_times, window_end=desk.window_end, now=now
+    )
+
+
+async def settle(work: Work, campaign: CampaignKey, after: int, limit: int, now: Instant) -> int | None:
+    """Tells up to `limit` results that are owed, beyond that ordinal; the last ordinal, or None when none is left."""
+    owed = await work.campaigns.settle(campaign, after, limit)
+    if owed is None:
+        return None
+    last, upgrades = owed
+    await work.notices.settled(campaign, upgrades, now)
+    return last
 
 
 async def begin_round_jobs(work: Work, desk: CampaignDesk, now: Instant) -> None:

@@ -1,13 +1,15 @@
-"""The core's job handlers: expansion, sweep, retry round, end of window, online clock. Each does one bounded piece.
+"""The core's job handlers: expansion, sweep, retry round, end of window, online clock, results that are owed.
+
+Each does one bounded piece.
 
 A piece is one transaction that queues behind stops and reports, so its size is bounded in time: see `CHUNK`.
 """
 
 from openiodm.campaigns import endings, texts
-from openiodm.campaigns.endings import end_if_complete
+from openiodm.campaigns.endings import end_if_complete, result_owed, settle
 from openiodm.campaigns.model import CampaignKey
 from openiodm.campaigns.ports import Work
-from openiodm.campaigns.states import CAMPAIGN_FINAL, GRANTED, UpgradeState
+from openiodm.campaigns.states import BORN_FINAL, CAMPAIGN_FINAL, GRANTED, UpgradeState
 from openiodm.clock import SECOND, Instant
 from openiodm.scheduler.model import Done, Job, JobHandler, Later, More, Progress
 
@@ -30,7 +32,10 @@ class Expand:
         desk = (await work.campaigns.lock([key]))[key]
         if desk.work != "expanding":
             return Done()
-        if await work.campaigns.expand(desk.key, self._chunk, now):
+        owed = result_owed(desk, now)
+        before = await work.campaigns.expand(desk.key, self._chunk, now, owed=owed)
+        if before is not None:
+            await work.notices.born(desk.key, before, BORN_FINAL, now, owed=owed)
             return More()
         await work.campaigns.set_work(desk.key, "idle")
         await work.campaigns.set_open(desk.key, True)
@@ -55,6 +60,9 @@ class Sweep:
         cancel = UpgradeState.CANCELLING
         if await rows.move_many(key, _CANCELLABLE, cancel, "operator", texts.STOPPED, self._chunk, now, due):
             return More()
+        settled = await settle(work, key, job.cursor, self._chunk, now)
+        if settled is not None:
+            return More(settled)
         await rows.lock([key])
         await rows.set_work(key, "idle")
         return Done()
@@ -69,6 +77,8 @@ class RetryRound:
     async def run(self, work: Work, job: Job, now: Instant) -> Progress:
         """One chunk; the job's cursor is the ordinal it has come to."""
         key = CampaignKey(job.subject)
+        if await work.jobs.exists(endings.SETTLE, key):  # an operator was quick: first those results are told
+            return Later(Instant(now + SECOND))
         last = await work.campaigns.retry_many(key, job.cursor, self._chunk, now)
         if last is not None:
             return More(last)
@@ -94,14 +104,30 @@ class EndWaiting:
             return Done()
         if desk.work in ("expanding", "retrying"):  # there may be more to end when that is over
             return Later(Instant(now + SECOND))
-        waiting = [UpgradeState.WAIT]
-        moved = await work.campaigns.move_many(desk.key, waiting, self._to, self._cause, self._detail, self._chunk, now)
+        owed = self._to is UpgradeState.TIMEOUT and result_owed(desk, now)
+        moved = await work.campaigns.move_many(
+            desk.key, [UpgradeState.WAIT], self._to, self._cause, self._detail, self._chunk, now, owed=owed
+        )
         if moved:
+            if self._to is UpgradeState.TIMEOUT:  # what is stopped while it waits is not told
+                await work.notices.ended(desk.key, moved, now, owed=owed)
             return More()
         if (await work.campaigns.lock([desk.key]))[desk.key].work == "retrying":  # since it was looked at
             return Later(Instant(now + SECOND))
         await end_if_complete(work, desk.key, now)
         return Done()
+
+
+class Settle:
+    """A failed task tells the results that waited for a round that did not come."""
+
+    def __init__(self, engine: str) -> None:
+        self._chunk = CHUNK[engine]
+
+    async def run(self, work: Work, job: Job, now: Instant) -> Progress:
+        """One chunk; the job's cursor is the ordinal it has come to."""
+        last = await settle(work, CampaignKey(job.subject), job.cursor, self._chunk, now)
+        return Done() if last is None else More(last)
 
 
 def handlers(engine: str) -> dict[str, JobHandler]:
@@ -110,6 +136,7 @@ def handlers(engine: str) -> dict[str, JobHandler]:
         endings.EXPAND: Expand(engine),
         endings.SWEEP: Sweep(engine),
         endings.RETRY: RetryRound(engine),
+        endings.SETTLE: Settle(engine),
         endings.WINDOW_END: EndWaiting(engine, UpgradeState.STOP, "window", texts.WINDOW_OVER),
         endings.ONLINE: EndWaiting(engine, UpgradeState.TIMEOUT, "clock", texts.ONLINE_TIMEOUT),
     }

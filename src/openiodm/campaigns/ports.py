@@ -1,6 +1,6 @@
 """What the core needs of storage and of the other rooms. `storage/campaigns.py` implements `CampaignRows`."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
@@ -17,6 +17,7 @@ from openiodm.campaigns.model import (
     NewCampaign,
     Policy,
     Upgrade,
+    UpgradeKey,
 )
 from openiodm.campaigns.rollout import Standing, Transition
 from openiodm.campaigns.states import CampaignStatus, UpgradeState
@@ -138,16 +139,21 @@ class CampaignRows(Protocol):
         """The campaign and its counters, all zero."""
         ...
 
-    async def insert_for_devices(self, campaign: CampaignKey, devices: Sequence[int], now: Instant) -> None:
-        """Upgrades for these devices, each in `wait` or born final; counters with them."""
+    async def insert_for_devices(
+        self, campaign: CampaignKey, devices: Sequence[int], now: Instant, *, owed: bool
+    ) -> int:
+        """Upgrades for these devices, each in `wait` or born final; counters with them. The last ordinal before them.
+
+        `owed`: those born failed are owed their result.
+        """
         ...
 
     async def target_groups(self, campaign: CampaignKey, groups: Sequence[GroupFacts]) -> None:
         """Remembers what is to be expanded."""
         ...
 
-    async def expand(self, campaign: CampaignKey, limit: int, now: Instant) -> bool:
-        """Upgrades for the next `limit` group members at most; False when none is left."""
+    async def expand(self, campaign: CampaignKey, limit: int, now: Instant, *, owed: bool) -> int | None:
+        """The same for the next `limit` group members at most; None when none is left."""
         ...
 
     async def lock(self, campaigns: Sequence[CampaignKey]) -> Mapping[CampaignKey, CampaignDesk]:
@@ -207,8 +213,19 @@ class CampaignRows(Protocol):
         limit: int,
         now: Instant,
         due_at: Instant | None = None,
-    ) -> int:
-        """Moves up to `limit` upgrades with history and counters; how many there were."""
+        *,
+        owed: bool = False,
+    ) -> Sequence[UpgradeKey]:
+        """Moves up to `limit` upgrades with history and counters; which. `owed`: they are owed their result."""
+        ...
+
+    async def owe(self, upgrades: Collection[UpgradeKey]) -> None:
+        """These have failed, and a round may retry them: their result is told when none does."""
+        ...
+
+    async def settle(self, campaign: CampaignKey, after: int, limit: int) -> tuple[int, Sequence[UpgradeKey]] | None:
+        """Up to `limit` upgrades beyond that ordinal that are owed their result, which they are no more; the last
+        ordinal, and which. None when none is left."""
         ...
 
     async def retry_many(self, campaign: CampaignKey, after: int, limit: int, now: Instant) -> int | None:
@@ -236,6 +253,31 @@ class CampaignRows(Protocol):
         ...
 
 
+class NoticeRows(Protocol):
+    """Where changes are told to those who subscribed, within the transaction that makes them.
+
+    Called with rows as they are after the change. Costs one read where nobody subscribed.
+    """
+
+    async def moved(self, moved: Sequence[Moved], owed: Collection[UpgradeKey], now: Instant) -> None:
+        """Each transition, in order; the result of those that ended, unless it is owed for now."""
+        ...
+
+    async def born(
+        self, campaign: CampaignKey, after: int, states: Sequence[UpgradeState], now: Instant, *, owed: bool
+    ) -> None:
+        """The results of upgrades with an ordinal above `after` that were born in these final states."""
+        ...
+
+    async def ended(self, campaign: CampaignKey, upgrades: Sequence[UpgradeKey], now: Instant, *, owed: bool) -> None:
+        """The results of these, which never had their turn."""
+        ...
+
+    async def settled(self, campaign: CampaignKey, upgrades: Sequence[UpgradeKey], now: Instant) -> None:
+        """The results of these, which were owed."""
+        ...
+
+
 class Work(Audited, Protocol):
     """One transaction, as far as the core uses it."""
 
@@ -247,6 +289,11 @@ class Work(Audited, Protocol):
     @property
     def jobs(self) -> JobRows:
         """Work due."""
+        ...
+
+    @property
+    def notices(self) -> NoticeRows:
+        """Where changes are told."""
         ...
 
 

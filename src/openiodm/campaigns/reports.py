@@ -6,7 +6,8 @@ versions, clocks. For a batch it
  2. locks the counters of their campaigns, where anything may be granted or end,
  3. folds each device's signals, in the order they came, through `rollout.step` (pure),
  4. writes states by compare-and-set, history, log lines, device rows, and each counter row once,
- 5. ends campaigns that have no device left to end, or begins their next round of retries.
+ 5. tells those who subscribed,
+ 6. ends campaigns that have no device left to end, or begins their next round of retries.
 The writer commits, and then every device of the batch gets its answer.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from openiodm.campaigns import rollout
-from openiodm.campaigns.endings import end_if_complete
+from openiodm.campaigns.endings import end_if_complete, result_owed
 from openiodm.campaigns.model import CampaignKey, LogEntry
 from openiodm.campaigns.ports import CampaignDesk, Moved, Work
 from openiodm.campaigns.rollout import Answer, CancelAnswer, Progress, Result, Standing, Step, Transition, What
@@ -130,6 +131,9 @@ class ReportDesk:
             return
         deltas = counter_deltas(moved)
         await work.campaigns.save(moved, deltas, now)
+        owed = {m.after.upgrade for m in moved if _fails(m) and result_owed(desks[m.after.campaign], now)}
+        await work.campaigns.owe(owed)
+        await work.notices.moved(moved, owed, now)
         granted = {m.before.campaign for m in moved if any(t.to_state is UpgradeState.OFFERED for t in m.transitions)}
         for campaign, change in sorted(deltas.items()):
             desk = desks[campaign]
@@ -137,6 +141,12 @@ class ReportDesk:
                 await work.campaigns.set_status(campaign, CampaignStatus.PROCESSING, started_at=now)
             if desk.counters.unfinished + change.get("wait", 0) + change.get("processing", 0) == 0:
                 await end_if_complete(work, campaign, now)
+
+
+def _fails(m: Moved) -> bool:
+    """Did it fail in a way that a round of retries may mend? A deleted device's never is."""
+    failed = m.after.state in (UpgradeState.FAIL, UpgradeState.TIMEOUT)
+    return failed and bool(m.transitions) and m.transitions[-1].cause != rollout.DEVICE_DELETED
 
 
 def counter_deltas(moved: Sequence[Moved]) -> dict[CampaignKey, dict[str, int]]:

@@ -17,6 +17,7 @@ from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.packages.model import PackageKey
 
+DEVICE_DELETED = "device_deleted"  # a cause
 MAX_DETAIL = 1024  # characters of a device's own words in `detail`
 
 S, E = UpgradeState, UpgradeEvent
@@ -218,7 +219,7 @@ def step(s: Standing, what: What, now: Instant) -> Step:
         case Halt():
             return _move(s, E.STOPPED, now, "operator", detail=texts.STOPPED)
         case Gone():
-            return _move(s, E.FAILED, now, "device_deleted", detail=texts.DEVICE_GONE)
+            return _move(s, E.FAILED, now, DEVICE_DELETED, detail=texts.DEVICE_GONE)
 
 
 def _contact(s: Standing, now: Instant) -> Step:
@@ -406,12 +407,16 @@ def conclude(
     if counters.unfinished:
         return None
     if counters.fail + counters.timeout:
-        if round_ < retry_times and (window_end is None or now < window_end):
-            return Conclusion.RETRY
-        return Conclusion.FAILED
+        again = may_retry(round_=round_, retry_times=retry_times, window_end=window_end, now=now)
+        return Conclusion.RETRY if again else Conclusion.FAILED
     if counters.success == counters.total and counters.total:
         return Conclusion.SUCCEEDED
     return Conclusion.STOPPED
+
+
+def may_retry(*, round_: int, retry_times: int, window_end: Instant | None, now: Instant) -> bool:
+    """Has policy a round left, and is the window, if any, not over?"""
+    return round_ < retry_times and (window_end is None or now < window_end)
 
 
 def with_fence(s: Standing, is_open: bool) -> Standing:

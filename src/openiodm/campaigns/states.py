@@ -95,6 +95,7 @@ UPGRADE_TRANSITIONS: MappingProxyType[UpgradeState, dict[UpgradeEvent, UpgradeSt
 )
 
 FINAL = frozenset({_S.SUCCESS, _S.FAIL, _S.TIMEOUT, _S.STOP})
+BORN_FINAL = (_S.SUCCESS, _S.FAIL)  # what a device that needs nothing, or can have nothing, begins and ends as
 GRANTED = frozenset(s for s in UpgradeState if s is not _S.WAIT and s not in FINAL)
 
 

@@ -61,6 +61,10 @@ class JobRows(Protocol):
         """
         ...
 
+    async def exists(self, kind: str, subject: int) -> bool:
+        """Is there such a job, due or not?"""
+        ...
+
     async def put(self, kind: str, subject: int, due_at: Instant) -> None:
         """Makes the job due at `due_at`, new or not; a lease on it is void."""
         ...

@@ -5,7 +5,7 @@ Lock order on PostgreSQL, the same everywhere: devices by id, then upgrades by i
 lock sees the locked row as it is then, and every row that it joins to it as that was before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -68,10 +68,11 @@ _LOCK_DEVICES = "SELECT id FROM device WHERE id = ANY($1::bigint[]) ORDER BY id 
 # `success`, one on a version that the package does not start from `fail`; all others wait.
 _INSERT_UPGRADES = """
 INSERT INTO upgrade (public_id, campaign_id, ordinal, device_id, state, round, source_version, detail, blocker_id,
-                     created_at, finished_at)
+                     created_at, finished_at, result_owed)
 SELECT random_id(), $1, $2 + row_number() OVER (ORDER BY t.rank, t.id), t.id,
        CASE WHEN t.cause IS NULL THEN 'wait' WHEN t.cause = $7 THEN 'success' ELSE 'fail' END,
-       0, t.version, t.cause, t.blocker_id, $3, CASE WHEN t.cause IS NULL THEN NULL ELSE CAST($3 AS bigint) END
+       0, t.version, t.cause, t.blocker_id, $3, CASE WHEN t.cause IS NULL THEN NULL ELSE CAST($3 AS bigint) END,
+       CASE WHEN t.cause IS NOT NULL AND t.cause <> $7 THEN CAST($10 AS boolean) END
 FROM (
     SELECT d.id, s.rank, d.{version} AS version, b.campaign_id AS blocker_id,
            CASE WHEN b.id IS NOT NULL THEN $6
@@ -161,7 +162,11 @@ SELECT id, $2, state, $3, action_id, $4 FROM upgrade WHERE id = ANY($1::bigint[]
 """
 _MOVE = """
 UPDATE upgrade SET halted_in = CASE WHEN $2 = 'cancelling' THEN state ELSE halted_in END, state = $2,
-detail = coalesce($3, detail), finished_at = $4, due_at = $5 WHERE id = ANY($1::bigint[])
+detail = coalesce($3, detail), finished_at = $4, due_at = $5, result_owed = $6 WHERE id = ANY($1::bigint[])
+"""
+_CHOOSE_OWED = """
+SELECT id, ordinal FROM upgrade WHERE campaign_id = $1 AND result_owed IS NOT NULL AND ordinal > $2
+ORDER BY ordinal LIMIT $3 FOR UPDATE
 """
 _CHOOSE_RETRY = """
 SELECT u.id, u.ordinal FROM upgrade u JOIN device d ON d.id = u.device_id AND d.deleted_at IS NULL
@@ -171,8 +176,8 @@ ORDER BY u.ordinal LIMIT $3 FOR UPDATE OF u FOR KEY SHARE OF d
 """
 _RETRY = """
 UPDATE upgrade SET state = 'wait', round = round + 1, action_id = NULL, confirmed = NULL, halted_in = NULL,
-detail = NULL, error_code = NULL, blocker_id = NULL, started_at = NULL, finished_at = NULL, due_at = NULL
-WHERE id = ANY($1::bigint[])
+detail = NULL, error_code = NULL, blocker_id = NULL, started_at = NULL, finished_at = NULL, due_at = NULL,
+result_owed = NULL WHERE id = ANY($1::bigint[])
 """
 _PACKAGE = """
 SELECT p.id, p.file_type, p.version, p.product_id, t.device_type, t.model, t.manufacturer_name, p.source_versions
@@ -361,9 +366,11 @@ class CampaignRows:
 
     # -- one upgrade per device
 
-    async def insert_for_devices(self, campaign: CampaignKey, devices: Sequence[int], now: Instant) -> None:
+    async def insert_for_devices(
+        self, campaign: CampaignKey, devices: Sequence[int], now: Instant, *, owed: bool
+    ) -> int:
         """See the port."""
-        await self._grow(campaign, _FROM_DEVICES, (list(devices),), now)
+        return await self._grow(campaign, _FROM_DEVICES, (list(devices),), now, owed=owed)
 
     async def target_groups(self, campaign: CampaignKey, groups: Sequence[GroupFacts]) -> None:
         """See the port."""
@@ -373,25 +380,29 @@ class CampaignRows:
         )
         await self._tx.insert_many(statement, [(campaign, g.key, g.watermark, 0) for g in groups])
 
-    async def expand(self, campaign: CampaignKey, limit: int, now: Instant) -> bool:
+    async def expand(self, campaign: CampaignKey, limit: int, now: Instant, *, owed: bool) -> int | None:
         """See the port."""
         group = await self._tx.fetchrow(_NEXT_GROUP, campaign)
         if group is None:
-            return False
+            return None
         group_id, watermark, done = group[0], group[1], group[2]
         product = await self._tx.fetchval("SELECT product_id FROM campaign WHERE id = $1", campaign)
         end = await self._tx.fetchval(_CHUNK_END, group_id, product, done, watermark, limit)
-        if end is not None:
-            await self._grow(campaign, _FROM_MEMBERS, (group_id, product, done, end), now)
+        if end is None:
+            before: int = await self._tx.fetchval(_LAST_ORDINAL, campaign) or 0
+        else:
+            before = await self._grow(campaign, _FROM_MEMBERS, (group_id, product, done, end), now, owed=owed)
         await self._tx.execute(
             "UPDATE campaign_group SET expanded_to = $3 WHERE campaign_id = $1 AND group_id = $2",
             campaign,
             group_id,
             watermark if end is None else end,
         )
-        return True
+        return before
 
-    async def _grow(self, campaign: CampaignKey, source: str, source_args: tuple[Any, ...], now: Instant) -> None:
+    async def _grow(
+        self, campaign: CampaignKey, source: str, source_args: tuple[Any, ...], now: Instant, *, owed: bool
+    ) -> int:
         facts = await self._tx.fetchrow(
             "SELECT c.kind, c.target_version, p.source_versions FROM campaign c JOIN package p ON p.id = c.package_id "
             "WHERE c.id = $1",
@@ -400,9 +411,9 @@ class CampaignRows:
         assert facts is not None
         version = "fw_version" if facts[0] == CampaignKind.FIRMWARE else "sw_version"
         sources = list(strings_of(facts[2]))
-        sql = _INSERT_UPGRADES.format(version=version, source=source.format(10, 11, 12, 13))
+        sql = _INSERT_UPGRADES.format(version=version, source=source.format(11, 12, 13, 14))
         left_out = _LEFT_OUT.format(source=source.format(2, 3, 4, 5))
-        base = await self._tx.fetchval(_LAST_ORDINAL, campaign) or 0
+        base: int = await self._tx.fetchval(_LAST_ORDINAL, campaign) or 0
         args = (
             campaign,
             base,
@@ -413,6 +424,7 @@ class CampaignRows:
             texts.SAME_VERSION,
             texts.SOURCE_VERSION,
             sources,
+            owed or None,
             *source_args,
         )
         for _ in range(CONFLICT_TRIES):
@@ -431,6 +443,7 @@ class CampaignRows:
         await self._tx.execute(
             _GROW, campaign, sum(born.values()), born.get("wait", 0), born.get("success", 0), born.get("fail", 0)
         )
+        return base
 
     # -- the campaign itself
 
@@ -520,20 +533,37 @@ class CampaignRows:
         limit: int,
         now: Instant,
         due_at: Instant | None = None,
-    ) -> int:
+        *,
+        owed: bool = False,
+    ) -> Sequence[UpgradeKey]:
         """See the port."""
         ids = [r[0] for r in await self._tx.fetch(_CHOOSE, campaign, [s.value for s in states], limit)]
         if not ids:
-            return 0
+            return []
         deltas = dict.fromkeys((c.value for c in Counter), 0)
         for state, count in await self._tx.fetch(_CHOSEN_COUNTS, ids):
             deltas[COUNTER_OF[UpgradeState(state)].value] -= count
         deltas[COUNTER_OF[to].value] += len(ids)
         await self._tx.execute(_MOVE_HISTORY, ids, now, to.value, cause)
         finished = now if to in FINAL else None
-        await self._tx.execute(_MOVE, ids, to.value, detail, finished, due_at)
+        await self._tx.execute(_MOVE, ids, to.value, detail, finished, due_at, owed or None)
         await self._tx.update_many(_COUNTERS, [(campaign, *deltas.values())])
-        return len(ids)
+        return ids
+
+    async def owe(self, upgrades: Collection[UpgradeKey]) -> None:
+        """See the port."""
+        if upgrades:
+            sql = "UPDATE upgrade SET result_owed = TRUE WHERE id = ANY($1::bigint[])"
+            await self._tx.execute(sql, sorted(upgrades))
+
+    async def settle(self, campaign: CampaignKey, after: int, limit: int) -> tuple[int, Sequence[UpgradeKey]] | None:
+        """See the port."""
+        chosen = await self._tx.fetch(_CHOOSE_OWED, campaign, after, limit)
+        if not chosen:
+            return None
+        ids = [r[0] for r in chosen]
+        await self._tx.execute("UPDATE upgrade SET result_owed = NULL WHERE id = ANY($1::bigint[])", ids)
+        return int(chosen[-1][1]), ids
 
     async def retry_many(self, campaign: CampaignKey, after: int, limit: int, now: Instant) -> int | None:
         """See the port."""

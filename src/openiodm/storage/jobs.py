@@ -50,6 +50,11 @@ class JobRows:
         """Compares epochs; without a lock, which a stop that holds the campaign may be waiting for."""
         return bool(await self._tx.fetchval(_HOLDS, job.id) == job.epoch)
 
+    async def exists(self, kind: str, subject: int) -> bool:
+        """By its unique index."""
+        sql = "SELECT 1 FROM job WHERE kind = $1 AND subject = $2"
+        return await self._tx.fetchval(sql, kind, subject) is not None
+
     async def put(self, kind: str, subject: int, due_at: Instant) -> None:
         """Makes it due."""
         self._changed.add((kind, subject))

@@ -388,6 +388,7 @@ upgrade = Table(
     Column("started_at", BigInteger),
     Column("finished_at", BigInteger),
     Column("due_at", BigInteger),  # the clock of the present phase
+    Column("result_owed", Boolean),  # true: it has failed, and subscribers are told only if no round retries it
     CheckConstraint(
         "state IN ('wait', 'offered', 'downloading', 'downloaded', 'installing', 'verifying', 'cancelling', "
         "'success', 'fail', 'timeout', 'stop')",
@@ -411,6 +412,13 @@ upgrade = Table(
         "due_at",
         sqlite_where=text("due_at IS NOT NULL"),
         postgresql_where=text("due_at IS NOT NULL"),
+    ),
+    Index(
+        "ix_upgrade_result_owed",
+        "campaign_id",
+        "ordinal",
+        sqlite_where=text("result_owed IS NOT NULL"),
+        postgresql_where=text("result_owed IS NOT NULL"),
     ),
     sqlite_autoincrement=True,
 )
@@ -496,6 +504,103 @@ campaign_change_trimmed = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("mark", BigInteger, nullable=False),  # SQLite: the newest id that went; PostgreSQL: the newest xid
+)
+
+# Where callbacks lead: HOST:PORT. Whoever holds its lease delivers to it, so that order and bounds need no other lock.
+receiver = Table(
+    "receiver",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("owner", Text),
+    Column("lease_until", BigInteger),
+    Column("failing_since", BigInteger),  # no delivery has succeeded since then
+    sqlite_autoincrement=True,
+)
+
+subscription = Table(
+    "subscription",
+    metadata,
+    _id(),
+    Column("subscription_id", Text, nullable=False, unique=True),
+    _ref("application_id", "application"),
+    Column("notify_type", Text, nullable=False),
+    Column("callback_url", Text, nullable=False),
+    _ref("receiver_id", "receiver"),
+    Column("created_at", BigInteger, nullable=False),
+    Column("last_error", Text),
+    Column("last_error_at", BigInteger),
+    Column("last_delivered_at", BigInteger),
+    Column("deleted_at", BigInteger),
+    Index(
+        "uq_subscription_type_live",
+        "application_id",
+        "notify_type",
+        unique=True,
+        sqlite_where=text("deleted_at IS NULL"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    Index(
+        "ix_subscription_receiver_live",
+        "receiver_id",
+        sqlite_where=text("deleted_at IS NULL"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+# The outbox: written in the transaction of the change, deleted when delivered. device_id is the order's key and no
+# foreign key: its check would lock the device after the upgrade, and everybody else locks them the other way round.
+notice = Table(
+    "notice",
+    metadata,
+    _id(),
+    _ref("subscription_id", "subscription"),
+    Column("device_id", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),  # JSON, as it is sent
+    Column("created_at", BigInteger, nullable=False),
+    Column("pending_since", BigInteger, nullable=False),  # created_at, or when it was replayed
+    Column("attempts", Integer, nullable=False),
+    Column("first_tried_at", BigInteger),
+    Column("due_at", BigInteger),  # not before then; null: never tried
+    Column("last_error", Text),
+    Column("given_up_at", BigInteger),  # null: to be delivered
+    Index(
+        "ix_notice_pending",
+        "subscription_id",
+        "id",
+        sqlite_where=text("given_up_at IS NULL"),
+        postgresql_where=text("given_up_at IS NULL"),
+    ),
+    Index(
+        "ix_notice_waiting",
+        "subscription_id",
+        "due_at",
+        sqlite_where=text("due_at IS NOT NULL AND given_up_at IS NULL"),
+        postgresql_where=text("due_at IS NOT NULL AND given_up_at IS NULL"),
+    ),
+    Index(
+        "ix_notice_undelivered",
+        "subscription_id",
+        "id",
+        sqlite_where=text("given_up_at IS NOT NULL"),
+        postgresql_where=text("given_up_at IS NOT NULL"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+# What an application wants at its callbacks: whom to trust, whom to be, how to sign. The key and the secret are
+# needed as they are, so they are kept as they are, and never shown.
+callback_security = Table(
+    "callback_security",
+    metadata,
+    Column("application_id", BigId, ForeignKey("application.id"), primary_key=True, autoincrement=False),
+    Column("ca_pem", Text),
+    Column("certificate_pem", Text),
+    Column("key_pem", Text),
+    Column("signing_secret", Text),
+    Column("changed_at", BigInteger, nullable=False),
+    CheckConstraint("(certificate_pem IS NULL) = (key_pem IS NULL)", name="pair"),
 )
 
 # Of a campaign's listed attributes only the status ever changes. Batch mode on SQLite drops a table's triggers:

@@ -6,14 +6,19 @@ from openiodm.storage.campaigns import CampaignRows
 from openiodm.storage.devices import DeviceRows
 from openiodm.storage.engine import Tx
 from openiodm.storage.jobs import JobRows
+from openiodm.storage.notices import NoticeRows, NoticeRules
+from openiodm.storage.outbox import OutboxRows
 from openiodm.storage.packages import PackageRows
+from openiodm.storage.subscriptions import SubscriptionRows
 from openiodm.storage.told import ToldRows
+
+DEFAULT_RULES = NoticeRules()
 
 
 class Work:
-    """One transaction, seen through each room's port."""
+    """One transaction, seen through each room's port. `rules`: how changes are told to subscribers."""
 
-    def __init__(self, tx: Tx) -> None:
+    def __init__(self, tx: Tx, rules: NoticeRules = DEFAULT_RULES) -> None:
         self.tx = tx
         self.access = AccessRows(tx)
         self.audit = AuditRows(tx)
@@ -22,3 +27,6 @@ class Work:
         self.told = ToldRows(tx)
         self.campaigns = CampaignRows(tx)
         self.jobs = JobRows(tx)
+        self.notices = NoticeRows(tx, rules)
+        self.subscriptions = SubscriptionRows(tx)
+        self.outbox = OutboxRows(tx)

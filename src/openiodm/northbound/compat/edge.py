@@ -134,14 +134,32 @@ TASKS = Family(
         R.WINDOW_TOO_SHORT: No(400, "123034", "endtime must be greater than 5 minutes."),
     },
 )
+_CALLBACK_BAD = No(400, "100222", "The request callbackurl is illegal.")
+MANAGEMENT = Family(
+    "management subscriptions",
+    No(400, "100228", "The application input is invalid."),
+    {R.CALLBACK_BAD: _CALLBACK_BAD},
+)
+SUBSCRIPTIONS = Family(
+    "subscriptions",
+    _INPUT_INVALID,
+    {
+        R.CALLBACK_BAD: _CALLBACK_BAD,
+        R.SUBSCRIPTION_UNKNOWN: No(404, "100225", "The resource is not found."),
+        R.SUBSCRIPTIONS_NONE: No(404, "200001", "The resource is not found."),
+        R.SUBSCRIPTION_EXISTS: No(409, "100227", "The resource is conflicted."),
+    },
+)
 PACKAGES = Family("packages", _BAD_REQUEST, {R.PACKAGE_UNKNOWN: _NOT_FOUND})
 UNKNOWN = Family("unknown", _BAD_REQUEST)
 
 # The first prefix that fits names the family.
 FAMILIES: Sequence[tuple[str, Family]] = (
     ("/iodm/northbound/v1.5.0/category", PACKAGES),
+    ("/iodm/app/sub/", MANAGEMENT),
     ("/iodm/", TASKS),
     ("/iocm/app/sec/", AUTH),
+    ("/iocm/app/sub/", SUBSCRIPTIONS),
     ("/iocm/app/devgroup/", GROUPS),
     ("/iocm/app/dm/v1.2.0/devices/ids", GROUPS),
     ("/iocm/app/dm/v1.1.0/devices/addDevGroupTagToDevices", GROUPS),

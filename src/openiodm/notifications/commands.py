@@ -1,0 +1,155 @@
+"""What applications ask of this room: subscribe, unsubscribe, replay, and what their callbacks need."""
+
+from dataclasses import replace
+
+from openiodm.access.model import Actor
+from openiodm.clock import DAY, Clock, Instant, random_id, random_secret
+from openiodm.errors import Reason, Refusal
+from openiodm.notifications.callbacks import Guard, parse_callback
+from openiodm.notifications.model import CallbackSecurity, NoticeKey, NotifyType, SubscriptionFilter
+from openiodm.notifications.ports import NewSubscription, NoticesWork, NoticesWriter
+from openiodm.notifications.queries import SubscriptionQueries
+from openiodm.notifications.tls import check_security
+
+CHUNK = 1000  # notices that one transaction removes or replays
+
+
+class SubscriptionCommands:
+    """Changes of subscriptions and of notices that were given up. Each command is one transaction."""
+
+    def __init__(self, writer: NoticesWriter, queries: SubscriptionQueries, clock: Clock, guard: Guard) -> None:
+        self._writer = writer
+        self._queries = queries
+        self._clock = clock
+        self._guard = guard
+
+    async def subscribe(
+        self, actor: Actor, notify_type: NotifyType, callback_url: str | None, *, replace_old: bool = False
+    ) -> str:
+        """A subscription, and its id; with `replace_old` the one of that type gets the new address instead.
+
+        Raises:
+            Refusal: CALLBACK_BAD, SUBSCRIPTION_EXISTS.
+        """
+        callback = parse_callback(callback_url)
+        self._guard.check(callback)
+        new = NewSubscription(random_id(), actor.application, notify_type, callback.url, callback.receiver)
+
+        async def subscribe(work: NoticesWork) -> None:
+            if await work.subscriptions.insert(new, self._clock.now()):
+                return
+            if not replace_old:
+                raise Refusal(Reason.SUBSCRIPTION_EXISTS, f"there is one of {notify_type}", field="notifyType")
+            await work.subscriptions.redirect(new)
+
+        await self._writer.run(subscribe)
+        return new.subscription_id
+
+    async def unsubscribe(self, actor: Actor, subscription_id: str) -> None:
+        """What was not delivered for it ends with it.
+
+        Raises:
+            Refusal: SUBSCRIPTION_UNKNOWN.
+        """
+
+        async def unsubscribe(work: NoticesWork) -> None:
+            if not await work.subscriptions.delete(actor.application, subscription_id, self._clock.now()):
+                raise _unknown()
+
+        await self._writer.run(unsubscribe)
+
+    async def unsubscribe_many(self, actor: Actor, where: SubscriptionFilter) -> int:
+        """How many it were.
+
+        Raises:
+            Refusal: SUBSCRIPTIONS_NONE; nothing matches.
+        """
+
+        async def unsubscribe(work: NoticesWork) -> int:
+            count = await work.subscriptions.delete_many(actor.application, where, self._clock.now())
+            if not count:
+                raise Refusal(Reason.SUBSCRIPTIONS_NONE, "no subscription is left to delete")
+            return count
+
+        return await self._writer.run(unsubscribe)
+
+    async def replay(self, actor: Actor, notice: NoticeKey) -> None:
+        """Delivers an undelivered notice anew, with a whole life of attempts.
+
+        Raises:
+            Refusal: NOTICE_UNKNOWN; it is not there, not the caller's, or not given up.
+        """
+
+        async def replay(work: NoticesWork) -> None:
+            if not await work.subscriptions.replay(actor.application, notice, self._clock.now()):
+                raise Refusal(Reason.NOTICE_UNKNOWN, "there is no such undelivered notice", field="noticeId")
+
+        await self._writer.run(replay)
+
+    async def replay_all(self, actor: Actor, subscription_id: str) -> int:
+        """The same for all undelivered notices of a subscription, in chunks; how many it were.
+
+        Raises:
+            Refusal: SUBSCRIPTION_UNKNOWN.
+        """
+        await self._queries.one(actor, subscription_id)
+        after, count = NoticeKey(0), 0
+        while True:
+
+            async def replay(work: NoticesWork, after: NoticeKey = after) -> list[NoticeKey]:
+                return list(
+                    await work.subscriptions.replay_many(
+                        actor.application, subscription_id, after, CHUNK, self._clock.now()
+                    )
+                )
+
+            chunk = await self._writer.run(replay)
+            count += len(chunk)
+            if len(chunk) < CHUNK:
+                return count
+            after = chunk[-1]
+
+    async def set_tls(
+        self, actor: Actor, *, ca_pem: str | None, certificate_pem: str | None, key_pem: str | None
+    ) -> CallbackSecurity:
+        """Whom HTTPS callbacks must be signed by (None: the system's authorities), and who we are to them.
+
+        Raises:
+            Refusal: BAD_INPUT with the field; it is no PEM, or the key is not the certificate's.
+        """
+        check_security(ca_pem, certificate_pem, key_pem)
+
+        async def change(work: NoticesWork) -> CallbackSecurity:
+            old = await work.subscriptions.lock_security(actor.application)
+            new = replace(
+                old, ca_pem=ca_pem, certificate_pem=certificate_pem, key_pem=key_pem, changed_at=self._clock.now()
+            )
+            await work.subscriptions.set_security(actor.application, new)
+            return new
+
+        return await self._writer.run(change)
+
+    async def sign(self, actor: Actor, *, signed: bool) -> str | None:
+        """Switches signatures on, with a new secret that this answer alone shows; or off."""
+        secret = random_secret() if signed else None
+
+        async def change(work: NoticesWork) -> None:
+            old = await work.subscriptions.lock_security(actor.application)
+            new = replace(old, signing_secret=secret, changed_at=self._clock.now())
+            await work.subscriptions.set_security(actor.application, new)
+
+        await self._writer.run(change)
+        return secret
+
+    async def sweep(self, keep_days: int) -> int:
+        """Removes notices of deleted subscriptions, and undelivered ones older than that; a chunk of each."""
+        before = Instant(self._clock.now() - keep_days * DAY)
+
+        async def sweep(work: NoticesWork) -> int:
+            return await work.subscriptions.sweep(CHUNK) + await work.subscriptions.prune(before, CHUNK)
+
+        return await self._writer.run(sweep)
+
+
+def _unknown() -> Refusal:
+    return Refusal(Reason.SUBSCRIPTION_UNKNOWN, "there is no such subscription", field="subscriptionId")

@@ -1,0 +1,187 @@
+"""One attempt: POST a notice to its callback, over a connection to an address that the guard has let pass.
+
+Redirects are not followed: the contract asks for 200 from the callback itself, a POST that follows one mostly becomes a
+GET, and what it leads to was never subscribed. A connection that a receiver closed while it was idle is no failure of
+the receiver, so an attempt that ends like that at once is made again, once, on a new one.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from openiodm import __version__
+from openiodm.access.model import ApplicationKey
+from openiodm.clock import SECOND, Clock, Instant
+from openiodm.errors import Refusal
+from openiodm.notifications.callbacks import Guard, parse_callback
+from openiodm.notifications.model import CallbackSecurity
+from openiodm.notifications.ports import Pending
+from openiodm.notifications.tls import client_context
+
+EVENT_HEADER = "X-OpenIODM-Event-Id"
+SIGNATURE_HEADER = "X-OpenIODM-Signature"
+KEEP_ALIVE_S = 4.0  # less than servers mostly keep idle connections
+ANSWER_BYTES = 64 * 1024  # of an answer that are read, so that its connection can be used again
+LOOKUPS_AT_ONCE = 16
+ERROR_CHARS = 256
+CONTEXTS = 256  # applications whose TLS settings are remembered
+
+Security = Callable[[ApplicationKey], Awaitable[CallbackSecurity]]
+
+
+class _Refused(OSError):
+    """A name leads to addresses that callbacks may not lead to, and to no other."""
+
+
+class _GuardedResolver(AbstractResolver):
+    """Resolves in threads of its own: names that nobody answers for must not hold up the server's other threads."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._threads = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="callback-dns")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        def look_up() -> list[tuple[int, str]]:
+            found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+            return list(dict.fromkeys((int(info[0]), str(info[4][0])) for info in found))
+
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
+        allowed = [f for f in found if not self._guard.refuses(host, ip_address(f[1].partition("%")[0]))]
+        if not allowed:
+            raise _Refused(f"{host} is {', '.join(f[1] for f in found)}, which is not allowed")
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST)
+            for kind, address in allowed
+        ]
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class HttpSender:
+    """Sends until it is closed; connections are kept and shared by all receivers."""
+
+    def __init__(self, guard: Guard, clock: Clock, timeout_s: float, security: Security) -> None:
+        self._guard = guard
+        self._clock = clock
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._security = security
+        self._secured: dict[tuple[ApplicationKey, Instant], tuple[ssl.SSLContext, str | None]] = {}
+        self._plain: ssl.SSLContext | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, notice: Pending) -> str | None:
+        """None when it was delivered (any 2xx); otherwise what went wrong, for people."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            error = await self._attempt(notice)
+        except aiohttp.ServerDisconnectedError:
+            if loop.time() - began > 1.0:
+                return "it closed the connection without an answer"
+            try:
+                error = await self._attempt(notice)
+            except aiohttp.ServerDisconnectedError:
+                return "it closed the connection without an answer"
+        return error
+
+    async def _attempt(self, notice: Pending) -> str | None:
+        try:
+            self._guard.check(parse_callback(notice.callback_url))
+            context, secret = await self._of_application(notice)
+            body = notice.body.encode()
+            async with self._open().post(
+                notice.callback_url,
+                data=body,
+                headers=self._headers(notice, body, secret),
+                ssl=context,
+                allow_redirects=False,
+            ) as answer:
+                await answer.content.read(ANSWER_BYTES)
+                return _verdict(answer.status)
+        except aiohttp.ServerDisconnectedError:
+            raise
+        except Refusal as refusal:
+            return refusal.detail
+        except TimeoutError:
+            return f"no answer within {self._timeout.total:g} s"
+        except (aiohttp.ClientError, OSError, ssl.SSLError, ValueError) as error:
+            return _named(error)
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                resolver=_GuardedResolver(self._guard),
+                use_dns_cache=False,
+                family=socket.AF_UNSPEC,
+                limit=0,
+                keepalive_timeout=KEEP_ALIVE_S,
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=self._timeout,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+                skip_auto_headers=("Accept-Encoding",),
+            )
+        return self._session
+
+    async def _of_application(self, notice: Pending) -> tuple[ssl.SSLContext, str | None]:
+        """What the application set, as it was last changed."""
+        if notice.security_changed_at is None:
+            self._plain = self._plain or client_context(None, None, None)
+            return self._plain, None
+        key = (notice.application, notice.security_changed_at)
+        found = self._secured.get(key)
+        if found is None:
+            s = await self._security(notice.application)
+            found = client_context(s.ca_pem, s.certificate_pem, s.key_pem), s.signing_secret
+            if len(self._secured) >= CONTEXTS:
+                self._secured.clear()
+            self._secured[key] = found
+        return found
+
+    def _headers(self, notice: Pending, body: bytes, secret: str | None) -> dict[str, str]:
+        headers = {"Content-Type": "application/json", "User-Agent": f"OpenIODM/{__version__}"}
+        if secret is not None:
+            headers[EVENT_HEADER] = f"{notice.subscription_id}-{notice.key}"
+            headers[SIGNATURE_HEADER] = signature(secret, self._clock.now() // SECOND, body)
+        return headers
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
+def signature(secret: str, second: int, body: bytes) -> str:
+    """`t=SECONDS,v1=HEX`: HMAC-SHA256 over the seconds since 1970, a dot, and the body."""
+    digest = hmac.new(secret.encode(), str(second).encode() + b"." + body, hashlib.sha256)
+    return f"t={second},v1={digest.hexdigest()}"
+
+
+def _verdict(status: int) -> str | None:
+    if 200 <= status < 300:
+        return None
+    if 300 <= status < 400:
+        return f"it answered {status}; redirects are not followed: subscribe with the address itself"
+    return f"it answered {status}"
+
+
+def _named(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    if isinstance(error, socket.gaierror):
+        return f"its name cannot be resolved: {error.strerror}"
+    return (str(error) or type(error).__name__)[:ERROR_CHARS]

@@ -1,5 +1,6 @@
 """What applications ask of this room: subscribe, unsubscribe, replay, and what their callbacks need."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from openiodm.access.model import Actor
@@ -36,11 +37,14 @@ class SubscriptionCommands:
         new = NewSubscription(random_id(), actor.application, notify_type, callback.url, callback.receiver)
 
         async def subscribe(work: NoticesWork) -> None:
-            if await work.subscriptions.insert(new, self._clock.now()):
-                return
-            if not replace_old:
-                raise Refusal(Reason.SUBSCRIPTION_EXISTS, f"there is one of {notify_type}", field="notifyType")
-            await work.subscriptions.redirect(new)
+            now = self._clock.now()
+            operation = "subscription.create"
+            if not await work.subscriptions.insert(new, now):
+                if not replace_old:
+                    raise Refusal(Reason.SUBSCRIPTION_EXISTS, f"there is one of {notify_type}", field="notifyType")
+                await work.subscriptions.redirect(new)
+                operation = "subscription.redirect"
+            await work.audit.record(actor, operation, notify_type.value, now)
 
         await self._writer.run(subscribe)
         return new.subscription_id
@@ -53,8 +57,10 @@ class SubscriptionCommands:
         """
 
         async def unsubscribe(work: NoticesWork) -> None:
-            if not await work.subscriptions.delete(actor.application, subscription_id, self._clock.now()):
+            now = self._clock.now()
+            if not await work.subscriptions.delete(actor.application, subscription_id, now):
                 raise _unknown()
+            await work.audit.record(actor, "subscription.delete", subscription_id, now)
 
         await self._writer.run(unsubscribe)
 
@@ -66,9 +72,11 @@ class SubscriptionCommands:
         """
 
         async def unsubscribe(work: NoticesWork) -> int:
-            count = await work.subscriptions.delete_many(actor.application, where, self._clock.now())
+            now = self._clock.now()
+            count = await work.subscriptions.delete_many(actor.application, where, now)
             if not count:
                 raise Refusal(Reason.SUBSCRIPTIONS_NONE, "no subscription is left to delete")
+            await work.audit.record(actor, "subscription.delete-many", where.notify_type or actor.app_id, now)
             return count
 
         return await self._writer.run(unsubscribe)
@@ -81,8 +89,10 @@ class SubscriptionCommands:
         """
 
         async def replay(work: NoticesWork) -> None:
-            if not await work.subscriptions.replay(actor.application, notice, self._clock.now()):
+            now = self._clock.now()
+            if not await work.subscriptions.replay(actor.application, notice, now):
                 raise Refusal(Reason.NOTICE_UNKNOWN, "there is no such undelivered notice", field="noticeId")
+            await work.audit.record(actor, "notice.replay", str(notice), now)
 
         await self._writer.run(replay)
 
@@ -96,12 +106,12 @@ class SubscriptionCommands:
         after, count = NoticeKey(0), 0
         while True:
 
-            async def replay(work: NoticesWork, after: NoticeKey = after) -> list[NoticeKey]:
-                return list(
-                    await work.subscriptions.replay_many(
-                        actor.application, subscription_id, after, CHUNK, self._clock.now()
-                    )
-                )
+            async def replay(work: NoticesWork, after: NoticeKey = after) -> Sequence[NoticeKey]:
+                now = self._clock.now()
+                found = await work.subscriptions.replay_many(actor.application, subscription_id, after, CHUNK, now)
+                if found:
+                    await work.audit.record(actor, "subscription.replay", subscription_id, now)
+                return found
 
             chunk = await self._writer.run(replay)
             count += len(chunk)
@@ -125,6 +135,7 @@ class SubscriptionCommands:
                 old, ca_pem=ca_pem, certificate_pem=certificate_pem, key_pem=key_pem, changed_at=self._clock.now()
             )
             await work.subscriptions.set_security(actor.application, new)
+            await work.audit.record(actor, "application.set-callback-tls", actor.app_id, self._clock.now())
             return new
 
         return await self._writer.run(change)
@@ -137,6 +148,7 @@ class SubscriptionCommands:
             old = await work.subscriptions.lock_security(actor.application)
             new = replace(old, signing_secret=secret, changed_at=self._clock.now())
             await work.subscriptions.set_security(actor.application, new)
+            await work.audit.record(actor, "application.set-callback-signature", actor.app_id, self._clock.now())
 
         await self._writer.run(change)
         return secret

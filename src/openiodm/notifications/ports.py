@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from openiodm.access.model import ApplicationKey
+from openiodm.access.ports import Audited
 from openiodm.clock import Instant
 from openiodm.notifications.model import (
     CallbackSecurity,
@@ -112,7 +113,7 @@ class SubscriptionReads(Protocol):
         ...
 
 
-class NoticesWork(Protocol):
+class NoticesWork(Audited, Protocol):
     """One transaction, as far as this room uses it."""
 
     @property

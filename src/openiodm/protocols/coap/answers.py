@@ -130,9 +130,16 @@ class Answers:
         if recent.reply is None or request.type is Type.NON:
             self._reply(peer, request, response, recent)
         elif response is not None:
-            mid = peer.ids.next()
-            datagram = encode_as(self._fit(request, response), Type.CON, mid, request.token)
-            messages.send_confirmable(peer, mid, datagram, None, _never_taken)
+            self._separate(peer, request, response)
+
+    def _separate(self, peer: Association, request: Message, response: Message) -> None:
+        mid = peer.ids.next()
+        answer = self._fit(request, response)
+        if len(peer.sent) < self._limits.unacknowledged_per_peer:
+            datagram = encode_as(answer, Type.CON, mid, request.token)
+            self._messages.send_confirmable(peer, mid, datagram, None, _never_taken)
+        else:
+            self._messages.send(peer, encode_as(answer, Type.NON, mid, request.token))
 
     def _acknowledge(self, peer: Association, request: Message, recent: Recent) -> None:
         """The answer takes its time: it will come by itself (section 5.2.2)."""

@@ -67,6 +67,8 @@ class Limits:
     """A handshake that takes longer is dropped."""
     exchanges_per_peer: int = 8
     """Requests of ours to one peer: one under way, the rest waits."""
+    unacknowledged_per_peer: int = 16
+    """Messages of ours to one peer that are sent again until acknowledged; an answer beyond goes out once."""
     handlers: int = 2_000
     """Requests of all peers that are being handled; above, the answer is 5.03."""
     handlers_per_peer: int = 4

@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 RETRANSMIT_EVERY = Millis(200)
 """How often handshakes under way are asked whether a flight is to be sent again."""
+LOGGED = 5
+"""Most failed handshakes that are logged in that time; `Counts` has all of them."""
 ROTATE_EVERY = Millis(300_000)
 """How often the secret of the cookies changes."""
 
@@ -60,6 +62,7 @@ class SecurePort:
         self._half_open: OrderedDict[Address, _HalfOpen] = OrderedDict()
         self._next_rotation: Instant | None = None
         self._next_retransmission = Instant(0)
+        self._logged = 0
 
     @property
     def half_open(self) -> int:
@@ -103,9 +106,7 @@ class SecurePort:
         if out:
             self._transmit(out, address)
         if not alive:
-            self._counts.handshakes_failed += 1
-            log.warning("dtls.handshake_refused", host=address[0], identity=session.identity)
-            self._drop(address)
+            self._failed("dtls.handshake_refused", session, address)
         elif session.established:
             del self._half_open[address]
             return self._open(session, address), plaintexts
@@ -130,6 +131,13 @@ class SecurePort:
             peer.session.close()
         self._close(peer)
 
+    def _failed(self, event: str, session: Session, address: Address) -> None:
+        self._counts.handshakes_failed += 1
+        self._logged += 1
+        if self._logged <= LOGGED:
+            log.warning(event, host=address[0], identity=session.identity)
+        self._drop(address)
+
     def _drop(self, address: Address) -> None:
         half_open = self._half_open.pop(address, None)
         if half_open is not None:
@@ -143,13 +151,11 @@ class SecurePort:
         if now < self._next_retransmission:
             return
         self._next_retransmission = Instant(now + RETRANSMIT_EVERY)
+        self._logged = 0
         for address, half_open in list(self._half_open.items()):
             if now - half_open.since >= self._limits.half_open_time:
-                self._counts.handshakes_failed += 1
                 # With a wrong key the peer's last message cannot be read, and is dropped silently.
-                identity = half_open.session.identity
-                log.warning("dtls.handshake_timed_out", host=address[0], identity=identity)
-                self._drop(address)
+                self._failed("dtls.handshake_timed_out", half_open.session, address)
             elif out := half_open.session.tick():
                 self._transmit(out, address)
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
+import structlog.testing
 
 from openiodm.protocols.coap import carrier
 from openiodm.protocols.coap.carrier import Address, Peer
@@ -159,6 +160,21 @@ async def test_an_unknown_identity_is_refused_at_once(network: Network, server: 
     await network.pass_time(200)
     assert (device.alive, server.endpoint.half_open, server.endpoint.peers) == (False, 0, 0)
     assert server.endpoint.counts.handshakes_failed == 1
+
+
+async def test_a_crowd_of_strangers_is_counted_and_not_logged_one_by_one(network: Network, server: Server) -> None:
+    with structlog.testing.capture_logs() as logs:
+        for port in range(40):
+            server.connect("stranger", address=("203.0.113.1", port))
+        await network.pass_time(150)
+    assert server.endpoint.counts.handshakes_failed == 40
+    assert 1 <= len(logs) <= 10
+    assert logs[0] == {
+        "event": "dtls.handshake_refused",
+        "host": "203.0.113.1",
+        "identity": "stranger",
+        "log_level": "warning",
+    }
 
 
 async def test_a_key_may_come_while_the_server_runs(network: Network, server: Server) -> None:

@@ -139,6 +139,25 @@ async def test_rfc_7252_figure_20_an_answer_that_takes_its_time_comes_by_itself(
     assert device.got == []
 
 
+async def test_answers_that_nobody_acknowledges_do_not_pile_up(network: Network) -> None:
+    server = Server(network, Limits(unacknowledged_per_peer=2, handlers_per_peer=10))
+    device, ready = network.device(), asyncio.Event()
+
+    async def later() -> Message:
+        await ready.wait()
+        return Message(Code.CHANGED)
+
+    server.answer = later
+    for mid in range(5):
+        device.send(encode(Message(Code.POST, PATH, mid=mid, token=bytes((mid,)))))
+    await network.pass_time(1_500)
+    device.got.clear()
+    ready.set()
+    await network.pass_time(100)
+    assert sorted(answer.type for answer in device.got) == [Type.CON, Type.CON, Type.NON, Type.NON, Type.NON]
+    await server.endpoint.close()
+
+
 async def test_an_answer_that_is_ready_soon_comes_with_the_acknowledgement(server: Server, device: Device) -> None:
     async def soon() -> Message:
         await asyncio.sleep(0)

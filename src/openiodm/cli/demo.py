@@ -357,6 +357,7 @@ def _task(client: Client, file_id: str) -> str:
 
 
 def _farewell(access: Access, operation_id: str) -> str:
+    program = "openiodm" if shutil.which("openiodm") else sys.argv[0]  # not every environment is activated
     return f"""
 The server stays up until Ctrl-C, and so do the devices.
 
@@ -375,6 +376,6 @@ Try it, from another terminal:
     -H "app_key: $OPENIODM_APP_ID" -H "Authorization: Bearer $TOKEN"
   curl -s "$OPENIODM_URL{tasks.OPERATIONS}/{operation_id}/subOperations?subOperationStatus=success" \\
     -H "app_key: $OPENIODM_APP_ID" -H "Authorization: Bearer $TOKEN"
-  openiodm task list
-  openiodm device show meter-000000
+  {program} task list
+  {program} device show meter-000000
 """

@@ -104,8 +104,15 @@ def find_token(token: str | None, token_file: Path | None, environ: Mapping[str,
     """The gateway token: an option, or the environment.
 
     Raises:
-        Failure: there is none.
+        Failure: there is none, or it cannot be one.
     """
+    given = _given_token(token, token_file, environ)
+    if not (given.isascii() and given.isprintable()):
+        raise Failure("the gateway token has characters that no token has; was more than it copied?", USAGE)
+    return given
+
+
+def _given_token(token: str | None, token_file: Path | None, environ: Mapping[str, str]) -> str:
     if token:
         return token
     if token_file is not None:

@@ -65,6 +65,8 @@ def test_a_gateway_token_comes_from_option_file_or_environment(tmp_path: Path) -
     assert find_token(None, file, environ) == "from-file"
     assert find_token(None, None, environ) == "from-environment"
     assert find_token(None, None, {"OPENIODM_TOKEN_FILE": str(file)}) == "from-file"
+    with pytest.raises(Failure, match="more than it copied"):
+        find_token(None, None, {"OPENIODM_TOKEN": "Id  1\nthe-token"})
     with pytest.raises(Failure):
         find_token(None, None, {})
 

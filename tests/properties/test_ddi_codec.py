@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import cbor2
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -72,6 +73,24 @@ CONFIGS = st.builds(
 )
 
 
+def body_of(tree: object, media: Media) -> bytes:
+    return cbor2.dumps(tree) if media is Media.CBOR else msgspec.json.encode(tree)
+
+
+def feedback_body(feedback: Feedback, media: Media) -> bytes:
+    """As a device sends it; what is not there is left out."""
+    status: dict[str, object] = {"execution": feedback.execution, "result": {"finished": feedback.finished}}
+    if feedback.code is not None:
+        status["code"] = feedback.code
+    if feedback.details:
+        status["details"] = feedback.details
+    return body_of({"status": status}, media)
+
+
+def config_body(config: ConfigData, media: Media) -> bytes:
+    return body_of({"mode": config.mode, "data": config.data}, media)
+
+
 def refuses_or_reads(body: bytes, media: Media) -> None:
     for decode in DECODERS:
         try:
@@ -96,7 +115,7 @@ def test_random_cbor_trees_raise_only_the_codecs_own_error(tree: object) -> None
 def test_a_damaged_feedback_raises_only_the_codecs_own_error(
     feedback: Feedback, data: st.DataObject, media: Media
 ) -> None:
-    body = bytearray(codec.encode_feedback(feedback, media))
+    body = bytearray(feedback_body(feedback, media))
     place = st.integers(0, len(body) - 1)
     for at, byte in data.draw(st.lists(st.tuples(place, st.integers(0, 255)), max_size=4)):
         body[at] = byte
@@ -105,12 +124,12 @@ def test_a_damaged_feedback_raises_only_the_codecs_own_error(
 
 @given(FEEDBACKS, st.sampled_from(Media))
 def test_a_feedback_survives_the_wire(feedback: Feedback, media: Media) -> None:
-    assert codec.decode_feedback(codec.encode_feedback(feedback, media), media) == feedback
+    assert codec.decode_feedback(feedback_body(feedback, media), media) == feedback
 
 
 @given(CONFIGS, st.sampled_from(Media))
 def test_config_data_survives_the_wire(config: ConfigData, media: Media) -> None:
-    assert codec.decode_config_data(codec.encode_config_data(config, media), media) == config
+    assert codec.decode_config_data(config_body(config, media), media) == config
 
 
 @given(st.lists(st.text(), max_size=60))

@@ -1,4 +1,7 @@
-"""The DDI messages as a device sees them: bytes to values and back (ddi.md, 2.1 to 2.6). No I/O, no decisions."""
+"""The DDI messages as a device sees them: bytes to values and back. No I/O, no decisions.
+
+It shares nothing with the server, so that a mistake of one is not made by both.
+"""
 
 import json
 import re

@@ -22,8 +22,9 @@ from openiodm.clock import Clock, Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.errors import Reason, Refusal
 from openiodm.http.clients import client_address, peer_of
-from openiodm.protocols.ddi import codec, ranges, session
-from openiodm.protocols.ddi.codec import DdiFormatError, ErrorCode
+from openiodm.protocols.ddi import answers, codec, ranges, session
+from openiodm.protocols.ddi.answers import ErrorCode
+from openiodm.protocols.ddi.codec import DdiFormatError
 from openiodm.protocols.ddi.download import send_pieces
 from openiodm.protocols.ddi.negotiation import Media, choose_media, etag_of, match_etag, media_of
 from openiodm.protocols.ddi.session import Base
@@ -146,8 +147,8 @@ class DdiServer:
         except _Answer as answer:
             await _error(request, answer)
         except DdiFormatError as error:
-            code = codec.error_code_of(error)
-            await _error(request, _Answer(codec.STATUS_OF[code], code, str(error)))
+            code = answers.error_code_of(error)
+            await _error(request, _Answer(answers.STATUS_OF[code], code, str(error)))
         except Refusal as refusal:
             await _error(request, _refused(refusal))
         except Exception:
@@ -247,7 +248,7 @@ class DdiServer:
         media = _accepted(request)
         now = self._clock.now()
         contacted = await self._granted(caller, now)
-        body = codec.encode_poll(session.poll(contacted, request.base, self._poll_seconds, now), media)
+        body = answers.encode_poll(session.poll(contacted, request.base, self._poll_seconds, now), media)
         await _cacheable(request, body, media)
 
     async def _confirmation_status(self, request: _Request, caller: _Caller) -> None:
@@ -255,15 +256,15 @@ class DdiServer:
         now = self._clock.now()
         s = (await self._granted(caller, now)).standing
         base = f"{request.base.url}/confirmationBase"
-        state = None if caller.device.auto_confirm is None else codec.auto_confirm_state(caller.device.auto_confirm)
+        state = None if caller.device.auto_confirm is None else answers.auto_confirm_state(caller.device.auto_confirm)
         waiting = s is not None and asks_confirmation(s, now)
-        status = codec.ConfirmationStatus(
+        status = answers.ConfirmationStatus(
             auto_confirm=state,
             activate=f"{base}/activateAutoConfirm" if state is None else None,
             deactivate=None if state is None else f"{base}/deactivateAutoConfirm",
             confirmation_base=f"{base}/{s.action_id}" if s is not None and waiting else None,
         )
-        await _cacheable(request, codec.encode_confirmation_status(status, media), media)
+        await _cacheable(request, answers.encode_confirmation_status(status, media), media)
 
     # -- operations 2, 8: what the device says of itself
 
@@ -283,13 +284,13 @@ class DdiServer:
         s, action_id = caller.contacted.standing, codec.parse_action_id(request.path[1])
         if s is None or not session.is_offered(s) or s.action_id != action_id:
             raise _not_found(f"there is no deployment {action_id}")
-        await self._send_deployment(request, caller.contacted, codec.encode_deployment, "RUNNING")
+        await self._send_deployment(request, caller.contacted, answers.encode_deployment, "RUNNING")
 
     async def _confirmation_base(self, request: _Request, caller: _Caller) -> None:
         s, action_id = caller.contacted.standing, codec.parse_action_id(request.path[1])
         if s is None or not asks_confirmation(s, self._clock.now()) or s.action_id != action_id:
             raise _not_found(f"no action {action_id} waits for confirmation")
-        await self._send_deployment(request, caller.contacted, codec.encode_confirmation, "WAIT_FOR_CONFIRMATION")
+        await self._send_deployment(request, caller.contacted, answers.encode_confirmation, "WAIT_FOR_CONFIRMATION")
 
     async def _send_deployment(
         self, request: _Request, contacted: Contacted, encode: Callable[..., bytes], status: str
@@ -305,11 +306,11 @@ class DdiServer:
 
     async def _history(
         self, request: _Request, upgrade: UpgradeKey, action_id: int, status: str
-    ) -> codec.ActionHistory | None:
+    ) -> answers.ActionHistory | None:
         count = codec.parse_history(_query(request.query, "actionHistory"))
         if not count:
             return None
-        return codec.ActionHistory(status, tuple(await self._directory.kept_log(upgrade, action_id, count)))
+        return answers.ActionHistory(status, tuple(await self._directory.kept_log(upgrade, action_id, count)))
 
     async def _installed_base(self, request: _Request, caller: _Caller) -> None:
         media = _accepted(request)
@@ -319,14 +320,14 @@ class DdiServer:
             raise _not_found(f"there is no installed action {action_id}")
         history = await self._history(request, installed.upgrade, action_id, "FINISHED")
         deployment = session.deployment(action_id, installed.file, request.base, history)
-        await _cacheable(request, codec.encode_deployment(deployment, media, secure=request.base.secure), media)
+        await _cacheable(request, answers.encode_deployment(deployment, media, secure=request.base.secure), media)
 
     async def _artifacts(self, request: _Request, caller: _Caller) -> None:
         media = _accepted(request)
         file = await self._listed(caller, request.path[1])
         if file is None:
             raise _not_found("there is no such software module")
-        body = codec.encode_artifacts((session.artifact(file, request.base),), media, secure=request.base.secure)
+        body = answers.encode_artifacts((session.artifact(file, request.base),), media, secure=request.base.secure)
         await _cacheable(request, body, media)
 
     async def _listed(self, caller: _Caller, module_id: str) -> File | None:
@@ -374,7 +375,7 @@ class DdiServer:
         s, action_id = caller.contacted.standing, codec.parse_action_id(request.path[1])
         if s is None or not session.is_cancelled(s) or s.action_id != action_id:
             raise _not_found(f"there is no cancellation of {action_id}")
-        await _cacheable(request, codec.encode_cancel(action_id, media), media)
+        await _cacheable(request, answers.encode_cancel(action_id, media), media)
 
     # -- operations 12, 13: auto-confirmation
 
@@ -397,7 +398,7 @@ class DdiServer:
             await self._download(request, caller)
         elif file is not None and session.may_download(contacted, request.path[1], name.removesuffix(".MD5SUM")):
             disposition = ranges.content_disposition(name)
-            body = codec.encode_md5sum(file.md5, file.name)
+            body = answers.encode_md5sum(file.md5, file.name)
             await _reply(request, 200, body, "text/plain;charset=utf-8", {"content-disposition": disposition})
         else:
             raise _not_found("there is no such artifact")
@@ -529,8 +530,8 @@ async def _error(request: _Request, answer: _Answer) -> None:
     if answer.status in (401, 406, 415):  # no body, or none that the client would take
         await _reply(request, answer.status)
         return
-    error = codec.ErrorBody(error_code=answer.code, message=answer.message)
-    await _reply(request, answer.status, codec.encode_error(error, Media.JSON), Media.JSON.content_type)
+    error = answers.ErrorBody(error_code=answer.code, message=answer.message)
+    await _reply(request, answer.status, answers.encode_error(error, Media.JSON), Media.JSON.content_type)
 
 
 def _refused(refusal: Refusal) -> _Answer:

@@ -24,8 +24,9 @@ from openiodm.campaigns.rollout import (
 )
 from openiodm.campaigns.states import UpgradeEvent, UpgradeState
 from openiodm.clock import Instant
-from openiodm.protocols.ddi import codec
-from openiodm.protocols.ddi.codec import Execution, Finished, Handling, Part
+from openiodm.protocols.ddi import answers, codec
+from openiodm.protocols.ddi.answers import Handling, Part
+from openiodm.protocols.ddi.codec import Execution, Finished
 from openiodm.protocols.port import Contacted, File
 
 OFFERED = frozenset({UpgradeState.OFFERED, UpgradeState.DOWNLOADING, UpgradeState.DOWNLOADED, UpgradeState.INSTALLING})
@@ -49,7 +50,7 @@ def is_cancelled(s: Standing | None) -> bool:
     return s is not None and s.state is UpgradeState.CANCELLING
 
 
-def poll(contacted: Contacted, base: Base, sleep_seconds: int, now: Instant) -> codec.Poll:
+def poll(contacted: Contacted, base: Base, sleep_seconds: int, now: Instant) -> answers.Poll:
     """The answer to a poll (hawkBit DDI v1, GET of the base): what to do next."""
     device, s = contacted.device, contacted.standing
     assert device is not None
@@ -62,7 +63,7 @@ def poll(contacted: Contacted, base: Base, sleep_seconds: int, now: Instant) -> 
         elif asks_confirmation(s, now):
             confirmation = f"{base.url}/confirmationBase/{s.action_id}?c={_checksum(s)}"
     installed = device.installed_action_id
-    return codec.Poll(
+    return answers.Poll(
         sleep_seconds=sleep_seconds,
         deployment_base=deployment,
         cancel_action=cancel,
@@ -77,24 +78,26 @@ def _checksum(s: Standing) -> int:
     return zlib.crc32(f"{s.upgrade}:{s.action_id}:{s.confirmed}".encode())
 
 
-def deployment(action_id: int, file: File, base: Base, history: codec.ActionHistory | None = None) -> codec.Deployment:
+def deployment(
+    action_id: int, file: File, base: Base, history: answers.ActionHistory | None = None
+) -> answers.Deployment:
     """What to install: one chunk with one artifact, as rauc-hawkbit-updater demands, of part `bApp`, as Zephyr does."""
-    return codec.Deployment(
+    return answers.Deployment(
         action_id=action_id,
         download=Handling.FORCED,
         update=Handling.FORCED,
-        chunks=(codec.Chunk(Part.APPLICATION, file.name, file.version, (artifact(file, base),)),),
+        chunks=(answers.Chunk(Part.APPLICATION, file.name, file.version, (artifact(file, base),)),),
         history=history,
     )
 
 
-def artifact(file: File, base: Base) -> codec.Artifact:
+def artifact(file: File, base: Base) -> answers.Artifact:
     """The one artifact of a package, with its links.
 
     Over https they go under both pairs of names: Zephyr's agent knows `download-http` alone, whatever the scheme.
     """
     url = f"{base.url}/softwaremodules/{file.file_id}/artifacts/{quote(file.name, safe='')}"
-    return codec.Artifact(
+    return answers.Artifact(
         filename=file.name,
         size=file.size,
         sha1=file.sha1,

@@ -6,31 +6,33 @@ import cbor2
 import pytest
 
 from openiodm.clock import Instant
-from openiodm.protocols.ddi import codec, negotiation
-from openiodm.protocols.ddi.codec import (
+from openiodm.protocols.ddi import answers, codec, negotiation
+from openiodm.protocols.ddi.answers import (
     ActionHistory,
     Artifact,
-    AutoConfirm,
     AutoConfirmState,
     Chunk,
-    ConfigData,
-    Confirmation,
     ConfirmationStatus,
-    DdiFormatError,
     Deployment,
     ErrorBody,
     ErrorCode,
+    Handling,
+    Part,
+    Poll,
+    Window,
+)
+from openiodm.protocols.ddi.codec import (
+    AutoConfirm,
+    ConfigData,
+    Confirmation,
+    DdiFormatError,
     Execution,
     Feedback,
     Finished,
-    Handling,
     InstalledBase,
     InvalidAttributes,
     Mode,
-    Part,
-    Poll,
     TooManyAttributes,
-    Window,
 )
 from openiodm.protocols.ddi.negotiation import Media
 
@@ -192,15 +194,15 @@ def test_config_data_with_the_feedback_members_of_older_clients_is_read() -> Non
 def test_config_data_without_usable_data_is_a_format_error(body: bytes) -> None:
     with pytest.raises(DdiFormatError) as refused:
         codec.decode_config_data(body, Media.JSON)
-    assert codec.error_code_of(refused.value) is ErrorCode.NOT_READABLE
+    assert answers.error_code_of(refused.value) is ErrorCode.NOT_READABLE
 
 
 @pytest.mark.parametrize("data", [{"k" * 129: "v"}, {"k": "v" * 129}, {"": "v"}, {"k": "a\x00"}, {"k\n": "v"}])
 def test_attributes_too_long_or_with_control_characters_are_invalid(data: dict[str, str]) -> None:
     with pytest.raises(InvalidAttributes) as refused:
         codec.decode_config_data(as_json({"data": data}), Media.JSON)
-    code = codec.error_code_of(refused.value)
-    assert (code, codec.STATUS_OF[code]) == ("hawkbit.server.error.repo.invalidTargetAttributes", 400)
+    code = answers.error_code_of(refused.value)
+    assert (code, answers.STATUS_OF[code]) == ("hawkbit.server.error.repo.invalidTargetAttributes", 400)
 
 
 def test_a_hundred_attributes_of_full_length_are_taken() -> None:
@@ -212,8 +214,8 @@ def test_more_than_a_hundred_attributes_are_too_many() -> None:
     body = as_json({"data": {str(number): "v" for number in range(101)}})
     with pytest.raises(TooManyAttributes) as refused:
         codec.decode_config_data(body, Media.JSON)
-    code = codec.error_code_of(refused.value)
-    assert (code, codec.STATUS_OF[code]) == ("hawkbit.server.error.quota.tooManyEntries", 429)
+    code = answers.error_code_of(refused.value)
+    assert (code, answers.STATUS_OF[code]) == ("hawkbit.server.error.quota.tooManyEntries", 429)
 
 
 # installedBase, confirmation
@@ -294,7 +296,7 @@ def test_action_history_is_none_by_default_and_capped_at_a_hundred() -> None:
 
 
 def test_an_idle_poll_has_no_links() -> None:
-    assert codec.encode_poll(Poll(300), Media.HAL) == b'{"config":{"polling":{"sleep":"00:05:00"}}}'
+    assert answers.encode_poll(Poll(300), Media.HAL) == b'{"config":{"polling":{"sleep":"00:05:00"}}}'
 
 
 def test_a_poll_shows_every_link_it_is_given() -> None:
@@ -306,7 +308,7 @@ def test_a_poll_shows_every_link_it_is_given() -> None:
         installed_base=f"{BASE}/installedBase/4",
         config_data=f"{BASE}/configData",
     )
-    assert json.loads(codec.encode_poll(poll, Media.JSON)) == {
+    assert json.loads(answers.encode_poll(poll, Media.JSON)) == {
         "config": {"polling": {"sleep": "00:00:45"}},
         "_links": {
             "deploymentBase": {"href": f"{BASE}/deploymentBase/5?c=-2127183556"},
@@ -320,11 +322,11 @@ def test_a_poll_shows_every_link_it_is_given() -> None:
 
 def test_a_poll_in_cbor_holds_what_it_holds_in_json() -> None:
     poll = Poll(60, config_data=f"{BASE}/configData")
-    assert cbor2.loads(codec.encode_poll(poll, Media.CBOR)) == json.loads(codec.encode_poll(poll, Media.HAL))
+    assert cbor2.loads(answers.encode_poll(poll, Media.CBOR)) == json.loads(answers.encode_poll(poll, Media.HAL))
 
 
 def test_the_polling_sleep_stays_a_time_of_day() -> None:
-    assert [codec.sleep_text(seconds) for seconds in (-1, 0, 1, 3661, 86_399, 86_400, 10**9)] == [
+    assert [answers.sleep_text(seconds) for seconds in (-1, 0, 1, 3661, 86_399, 86_400, 10**9)] == [
         "00:00:01",
         "00:00:01",
         "00:00:01",
@@ -361,7 +363,7 @@ def test_a_deployment_with_everything_is_the_documents_example() -> None:
         Window.AVAILABLE,
         ActionHistory("RUNNING", ("new", "old")),
     )
-    assert json.loads(codec.encode_deployment(deployment, Media.HAL, secure=True)) == {
+    assert json.loads(answers.encode_deployment(deployment, Media.HAL, secure=True)) == {
         "id": "5",
         "deployment": {
             "download": "forced",
@@ -391,7 +393,7 @@ def test_a_plain_deployment_leaves_out_what_it_has_not() -> None:
         (Chunk(Part.APPLICATION, "app", "2", (artifact,)),),
         history=ActionHistory("RUNNING", ()),
     )
-    tree = json.loads(codec.encode_deployment(deployment, Media.HAL, secure=False))
+    tree = json.loads(answers.encode_deployment(deployment, Media.HAL, secure=False))
     assert tree == {
         "id": "7",
         "deployment": {
@@ -422,44 +424,44 @@ def test_a_plain_deployment_leaves_out_what_it_has_not() -> None:
 )
 def test_links_of_an_artifact_are_named_after_the_scheme(secure: bool, names: set[str]) -> None:
     artifact = Artifact("x", 1, "5a", "//h/x", md5="3d")
-    listed = json.loads(codec.encode_artifacts([artifact], Media.JSON, secure=secure))
+    listed = json.loads(answers.encode_artifacts([artifact], Media.JSON, secure=secure))
     assert set(listed[0]["_links"]) == names
 
 
 def test_an_artifact_list_shows_artifacts_as_a_chunk_does() -> None:
-    assert json.loads(codec.encode_artifacts([ARTIFACT], Media.JSON, secure=True)) == [ARTIFACT_JSON]
+    assert json.loads(answers.encode_artifacts([ARTIFACT], Media.JSON, secure=True)) == [ARTIFACT_JSON]
 
 
 def test_a_confirmation_base_is_a_deployment_under_another_key() -> None:
     deployment = Deployment(5, Handling.FORCED, Handling.FORCED, (CHUNK,))
-    shown = json.loads(codec.encode_deployment(deployment, Media.JSON, secure=True))
-    asked = json.loads(codec.encode_confirmation(deployment, Media.JSON, secure=True))
+    shown = json.loads(answers.encode_deployment(deployment, Media.JSON, secure=True))
+    asked = json.loads(answers.encode_confirmation(deployment, Media.JSON, secure=True))
     assert asked == {"id": "5", "confirmation": shown["deployment"]}
 
 
 def test_a_deployment_in_cbor_holds_what_it_holds_in_json() -> None:
     deployment = Deployment(5, Handling.FORCED, Handling.SKIP, (CHUNK,), Window.UNAVAILABLE)
-    in_cbor = codec.encode_deployment(deployment, Media.CBOR, secure=True)
-    assert cbor2.loads(in_cbor) == json.loads(codec.encode_deployment(deployment, Media.JSON, secure=True))
+    in_cbor = answers.encode_deployment(deployment, Media.CBOR, secure=True)
+    assert cbor2.loads(in_cbor) == json.loads(answers.encode_deployment(deployment, Media.JSON, secure=True))
 
 
 def test_an_action_id_beyond_a_c_int_is_never_offered() -> None:
     with pytest.raises(AssertionError):
-        codec.encode_deployment(Deployment(2**31, Handling.FORCED, Handling.FORCED, ()), Media.JSON, secure=True)
+        answers.encode_deployment(Deployment(2**31, Handling.FORCED, Handling.FORCED, ()), Media.JSON, secure=True)
 
 
 # The other answers
 
 
 def test_a_cancel_names_the_action_twice() -> None:
-    assert codec.encode_cancel(11, Media.HAL) == b'{"id":"11","cancelAction":{"stopId":"11"}}'
+    assert answers.encode_cancel(11, Media.HAL) == b'{"id":"11","cancelAction":{"stopId":"11"}}'
 
 
 def test_inactive_automatic_confirmation_can_be_activated() -> None:
     status = ConfirmationStatus(
         activate=f"{BASE}/confirmationBase/activateAutoConfirm", confirmation_base=f"{BASE}/confirmationBase/5"
     )
-    assert json.loads(codec.encode_confirmation_status(status, Media.HAL)) == {
+    assert json.loads(answers.encode_confirmation_status(status, Media.HAL)) == {
         "autoConfirm": {"active": False},
         "_links": {
             "activateAutoConfirm": {"href": f"{BASE}/confirmationBase/activateAutoConfirm"},
@@ -472,7 +474,7 @@ def test_active_automatic_confirmation_says_who_why_and_since_when() -> None:
     status = ConfirmationStatus(
         AutoConfirmState(Instant(1_627_997_501_890), "someone", "night shift"), deactivate=f"{BASE}/d"
     )
-    assert json.loads(codec.encode_confirmation_status(status, Media.HAL)) == {
+    assert json.loads(answers.encode_confirmation_status(status, Media.HAL)) == {
         "autoConfirm": {
             "active": True,
             "initiator": "someone",
@@ -484,22 +486,22 @@ def test_active_automatic_confirmation_says_who_why_and_since_when() -> None:
 
 
 def test_an_md5sum_is_digest_two_blanks_and_name() -> None:
-    assert codec.encode_md5sum("3d", "x.swu") == b"3d  x.swu"
+    assert answers.encode_md5sum("3d", "x.swu") == b"3d  x.swu"
 
 
 def test_an_error_leaves_empty_parts_out() -> None:
     full = ErrorBody(ErrorCode.NOT_READABLE, "no JSON", "example.NotReadable", {"limit": 1})
-    assert json.loads(codec.encode_error(full, Media.JSON)) == {
+    assert json.loads(answers.encode_error(full, Media.JSON)) == {
         "exceptionClass": "example.NotReadable",
         "errorCode": "hawkbit.server.error.rest.body.notReadable",
         "message": "no JSON",
         "info": {"limit": 1},
     }
-    assert codec.encode_error(ErrorBody(), Media.JSON) == b"{}"
+    assert answers.encode_error(ErrorBody(), Media.JSON) == b"{}"
 
 
 def test_every_error_code_has_a_status() -> None:
-    assert set(codec.STATUS_OF) == set(ErrorCode)
+    assert set(answers.STATUS_OF) == set(ErrorCode)
 
 
 # Entity tags (RFC 9110, 8.8.3 and 13.1.2)

@@ -318,7 +318,7 @@ class DeviceRows(GroupRows, DeviceReads):
     async def set_credentials(
         self, device: Device, node_id: str, verify_code: str, timeout_s: int, now: Instant
     ) -> bool:
-        """A node id that it leaves keeps its attempt number in a deleted row (DECISIONS 10)."""
+        """A node id that it leaves keeps its attempt number in a deleted row: action ids rise for ever."""
         try:
             async with self._tx.savepoint():
                 if node_id != device.node_id:

@@ -11,7 +11,7 @@ from openiodm.clock import Instant
 from openiodm.errors import Reason, Refusal
 from openiodm.http.routes import parse_json
 from openiodm.northbound.compat.times import format_time, parse_time
-from openiodm.northbound.native.tasks import csv_rows
+from openiodm.northbound.native.export import csv_rows
 from openiodm.northbound.native.times import read_moment
 from openiodm.northbound.tasks import CreateBody, idempotency_key, known_operation_id, new_campaign
 

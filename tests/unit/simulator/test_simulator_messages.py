@@ -1,4 +1,4 @@
-"""DDI bodies: the examples of ddi.md, and bytes that are none."""
+"""DDI bodies: examples of the contract, and bytes that are none."""
 
 import contextlib
 import json

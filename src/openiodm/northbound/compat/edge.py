@@ -192,7 +192,7 @@ class CompatEdge:
         return self._answer(row_of(request.scope["path"], refusal.reason))
 
     def unknown_path(self, request: Request) -> Response:
-        """404 with the upgrade API's code, in every family (DECISIONS 26)."""
+        """404 with the upgrade API's code, in every family."""
         return self._answer(No(404, _BAD_REQUEST.code, _BAD_REQUEST.desc))
 
     def wrong_method(self, request: Request, allowed: Sequence[str]) -> Response:

@@ -1,6 +1,6 @@
 """Types and checks that the routes of the compatible API share: bounded texts, paging, what is told of a device.
 
-An empty query value is one that was not given (DECISIONS 26), so numbers come as texts and are read here.
+An empty query value is one that was not given, so numbers come as texts and are read here.
 """
 
 from collections.abc import Container

@@ -4,11 +4,7 @@ Create with confirmation and clocks, stop, retry, every device with its core sta
 history and own words, exports of any size, and the proof that the counters are the rows.
 """
 
-import csv
-import io
-from collections.abc import AsyncIterator, Iterable
-from datetime import datetime
-from enum import StrEnum
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import msgspec
@@ -17,13 +13,25 @@ from starlette.responses import StreamingResponse
 
 from openiodm.access.model import Actor
 from openiodm.campaigns.commands import CampaignCommands
-from openiodm.campaigns.model import Campaign, CampaignKind, Change, Clocks, Counters, ExecuteType, Policy, Upgrade
+from openiodm.campaigns.model import CampaignKind, Clocks
 from openiodm.campaigns.queries import CampaignQueries
 from openiodm.campaigns.states import CampaignStatus, UpgradeState
-from openiodm.clock import SECOND, Clock, Instant
+from openiodm.clock import SECOND, Clock
 from openiodm.errors import Reason
 from openiodm.http.routes import Call, Needs, Route, json_response
 from openiodm.northbound.native.edge import PREFIX
+from openiodm.northbound.native.export import CSV_MEDIA, NDJSON_MEDIA, ExportFormat, csv_lines, ndjson_lines
+from openiodm.northbound.native.task_views import (
+    ChangeView,
+    CountersView,
+    LogView,
+    TaskDevice,
+    TaskView,
+    change_view,
+    counters_view,
+    device_view,
+    task_view,
+)
 from openiodm.northbound.native.times import moment, read_moment
 from openiodm.northbound.tasks import (
     IDEMPOTENCY_HEADER,
@@ -38,12 +46,9 @@ from openiodm.northbound.tasks import (
 
 PATH = PREFIX + "/tasks"
 MAX_LIMIT = 500
-NDJSON_MEDIA, CSV_MEDIA = "application/x-ndjson", "text/csv; charset=utf-8"
 
-_FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # OWASP: CSV injection
 
 Text = Annotated[str, Meta(max_length=MAX_CHARS)]
-Texts = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "array", "items": {"type": "string"}})]
 PhaseSeconds = Annotated[int, Meta(ge=1, le=10 * 365 * 86_400)]
 PageNo = Annotated[int, Meta(ge=0, le=MAX_PAGE_NO)]
 PageSize = Annotated[int, Meta(ge=1, le=MAX_PAGE_SIZE)]
@@ -80,55 +85,6 @@ class CreateTaskBody(CreateBody, rename="camel", kw_only=True):
     clocks: ClocksBody | None = None
 
 
-class TargetsView(msgspec.Struct, rename="camel"):
-    """Whom a task is for: devices, or groups; the product is the package's."""
-
-    devices: Texts | None
-    device_groups: Texts | None
-    device_type: str
-    model: str
-    manufacturer_name: str
-
-
-class PolicyView(msgspec.Struct, rename="camel"):
-    """When and how often."""
-
-    execute_type: ExecuteType
-    start_time: datetime | None
-    end_time: datetime | None
-    retry_times: int
-
-
-class CountersView(msgspec.Struct):
-    """Numbers of devices; disjoint, `total` is their sum."""
-
-    total: int
-    wait: int
-    processing: int
-    success: int
-    fail: int
-    stop: int
-    timeout: int
-
-
-class TaskView(msgspec.Struct, rename="camel"):
-    """A task."""
-
-    operation_id: str
-    kind: CampaignKind
-    status: CampaignStatus
-    work: Annotated[str, Meta(description="what the server itself still does: idle, expanding, retrying, sweeping")]
-    round: Annotated[int, Meta(description="0 = the first; rises with every retry of the task")]
-    target_version: str
-    targets: TargetsView
-    policy: PolicyView | None
-    confirmation: bool
-    counters: CountersView
-    created_at: datetime
-    started_at: datetime | None
-    stopped_at: datetime | None
-
-
 class TaskList(msgspec.Struct, rename="camel"):
     """One page, newest first; `total` counts all matches."""
 
@@ -159,30 +115,6 @@ class DevicesQuery(msgspec.Struct, rename="camel"):
     limit: Limit = 100
 
 
-class TaskDevice(msgspec.Struct, rename="camel"):
-    """A device in a task."""
-
-    ordinal: int
-    sub_operation_id: str
-    device_id: str
-    node_id: str
-    state: UpgradeState
-    reason: Annotated[str | None, Meta(description="why it waits")]
-    detail: str | None
-    error_code: str | None
-    blocker: Annotated[str | None, Meta(description="operationId of the task that held it: Task Conflict")]
-    attempt: Annotated[int, Meta(description="1 = the first; rises with every retry of the device")]
-    action_id: int | None
-    confirmed: bool | None
-    source_version: str | None
-    current_version: str | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    due_at: Annotated[datetime | None, Meta(description="when the clock of its present phase runs out")]
-    last_seen_at: datetime | None
-
-
 class TaskDevicePage(msgspec.Struct, rename="camel"):
     """Devices in the order in which they joined the task; `nextCursor` null: there are no more."""
 
@@ -190,37 +122,11 @@ class TaskDevicePage(msgspec.Struct, rename="camel"):
     next_cursor: int | None
 
 
-class ChangeView(msgspec.Struct, rename="camel"):
-    """One change of state."""
-
-    at: datetime
-    from_state: UpgradeState
-    to_state: UpgradeState
-    action_id: int | None
-    cause: str
-
-
-class LogView(msgspec.Struct, rename="camel"):
-    """What the device said at one time, in its own words."""
-
-    at: datetime
-    action_id: int
-    kind: str
-    lines: list[str]
-
-
 class DeviceHistory(msgspec.Struct, rename="camel"):
     """All that happened to one device in a task, oldest first."""
 
     changes: list[ChangeView]
     log: list[LogView]
-
-
-class ExportFormat(StrEnum):
-    """One JSON object a line, or a table with a header."""
-
-    NDJSON = "ndjson"
-    CSV = "csv"
 
 
 class ExportQuery(msgspec.Struct, rename="camel"):
@@ -406,7 +312,7 @@ class _Tasks:
                 idempotency=key,
             )
             operation_id = await self._commands.create(call.actor, asked)
-        response = json_response(_task(await self._queries.one(call.actor, operation_id)), 201)
+        response = json_response(task_view(await self._queries.one(call.actor, operation_id)), 201)
         response.headers["Location"] = f"{PATH}/{operation_id}"
         return response
 
@@ -423,10 +329,10 @@ class _Tasks:
             manufacturer_name=query.manufacturer_name or None,
             device_id=query.device_id or None,
         )
-        return TaskList([_task(c) for c in campaigns], total, query.page_no, query.page_size)
+        return TaskList([task_view(c) for c in campaigns], total, query.page_no, query.page_size)
 
     async def get_task(self, call: Call) -> TaskView:
-        return _task(await self._queries.one(call.actor, _operation_id(call)))
+        return task_view(await self._queries.one(call.actor, _operation_id(call)))
 
     async def stop_task(self, call: Call) -> None:
         await self._commands.stop(call.actor, _operation_id(call))
@@ -436,7 +342,9 @@ class _Tasks:
 
     async def get_task_invariants(self, call: Call) -> Invariants:
         recount = await self._queries.recount(call.actor, _operation_id(call))
-        return Invariants(recount.exact, _counters(recount.counters), _counters(recount.rows), dict(recount.states))
+        return Invariants(
+            recount.exact, counters_view(recount.counters), counters_view(recount.rows), dict(recount.states)
+        )
 
     async def list_task_devices(self, call: Call) -> TaskDevicePage:
         query: DevicesQuery = call.query
@@ -444,13 +352,13 @@ class _Tasks:
             call.actor, _operation_id(call), query.cursor, query.limit + 1, _states(query.state)
         )
         items = found[: query.limit]
-        return TaskDevicePage([_device(u) for u in items], items[-1].ordinal if len(found) > len(items) else None)
+        return TaskDevicePage([device_view(u) for u in items], items[-1].ordinal if len(found) > len(items) else None)
 
     async def get_task_device_history(self, call: Call) -> DeviceHistory:
         operation_id, device = _operation_id(call), call.path["device"]
         changes = await self._queries.history(call.actor, operation_id, device)
         log = await self._queries.device_log(call.actor, operation_id, device)
-        return DeviceHistory([_change(c) for c in changes], [LogView(moment(e[0]), e[1], e[2], e[3]) for e in log])
+        return DeviceHistory([change_view(c) for c in changes], [LogView(moment(e[0]), e[1], e[2], e[3]) for e in log])
 
     async def stop_task_device(self, call: Call) -> None:
         await self._commands.stop_device(call.actor, _operation_id(call), call.path["device"])
@@ -462,7 +370,7 @@ class _Tasks:
         pages = self._pages(call.actor, operation_id, _states(query.state))
         as_csv = query.format is ExportFormat.CSV
         return StreamingResponse(
-            _csv(pages) if as_csv else _ndjson(pages),
+            csv_lines(pages) if as_csv else ndjson_lines(pages),
             media_type=CSV_MEDIA if as_csv else NDJSON_MEDIA,
             headers={"Content-Disposition": f'attachment; filename="{operation_id}.{query.format.value}"'},
         )
@@ -471,37 +379,7 @@ class _Tasks:
         self, actor: Actor, operation_id: str, states: list[UpgradeState] | None
     ) -> AsyncIterator[list[TaskDevice]]:
         async for page in self._queries.export(actor, operation_id, states):
-            yield [_device(u) for u in page]
-
-
-_encoder = msgspec.json.Encoder()
-
-
-async def _ndjson(pages: AsyncIterator[list[TaskDevice]]) -> AsyncIterator[bytes]:
-    async for page in pages:
-        yield _encoder.encode_lines(page)
-
-
-async def _csv(pages: AsyncIterator[list[TaskDevice]]) -> AsyncIterator[bytes]:
-    yield csv_rows([[f.encode_name for f in msgspec.structs.fields(TaskDevice)]])
-    async for page in pages:
-        yield csv_rows([msgspec.to_builtins(msgspec.structs.astuple(device)) for device in page])
-
-
-def csv_rows(rows: Iterable[Iterable[object]]) -> bytes:
-    """Lines of RFC 4180, UTF-8; None is an empty cell."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerows([[_cell(value) for value in row] for row in rows])
-    return text.getvalue().encode()
-
-
-def _cell(value: object) -> object:
-    """Devices choose some of these texts: none may be run as a formula by the spreadsheet that opens the file."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str) and value.startswith(_FORMULA_BEGINS):
-        return "'" + value
-    return value
+            yield [device_view(u) for u in page]
 
 
 def _operation_id(call: Call) -> str:
@@ -510,10 +388,6 @@ def _operation_id(call: Call) -> str:
 
 def _states(state: UpgradeState | UnsetType) -> list[UpgradeState] | None:
     return None if state is UNSET else [state]
-
-
-def _moment(at: Instant | None) -> datetime | None:
-    return None if at is None else moment(at)
 
 
 def _clocks(asked: ClocksBody, default: Clocks) -> Clocks:
@@ -527,69 +401,3 @@ def _clocks(asked: ClocksBody, default: Clocks) -> Clocks:
         verify=phase(asked.verify_seconds, default.verify),
         cancel=phase(asked.cancel_seconds, default.cancel),
     )
-
-
-def _texts(stored: str | None) -> msgspec.Raw | None:
-    """Lists are kept as JSON and passed on as they are."""
-    return None if stored is None else msgspec.Raw(stored)
-
-
-def _task(c: Campaign) -> TaskView:
-    product = c.product
-    return TaskView(
-        operation_id=c.operation_id,
-        kind=c.kind,
-        status=c.status,
-        work=c.work,
-        round=c.round,
-        target_version=c.target_version,
-        targets=TargetsView(
-            _texts(c.target_devices),
-            _texts(c.target_groups),
-            product.device_type,
-            product.model,
-            product.manufacturer_name,
-        ),
-        policy=None if c.policy is None else _policy(c.policy),
-        confirmation=c.confirmation,
-        counters=_counters(c.counters),
-        created_at=moment(c.created_at),
-        started_at=_moment(c.started_at),
-        stopped_at=_moment(c.stopped_at),
-    )
-
-
-def _policy(p: Policy) -> PolicyView:
-    return PolicyView(p.execute_type, _moment(p.window_start), _moment(p.window_end), p.retry_times)
-
-
-def _counters(c: Counters) -> CountersView:
-    return CountersView(c.total, c.wait, c.processing, c.success, c.fail, c.stop, c.timeout)
-
-
-def _device(u: Upgrade) -> TaskDevice:
-    return TaskDevice(
-        ordinal=u.ordinal,
-        sub_operation_id=u.public_id,
-        device_id=u.device_id,
-        node_id=u.node_id,
-        state=u.state,
-        reason=u.reason,
-        detail=u.detail,
-        error_code=u.error_code,
-        blocker=u.blocker,
-        attempt=u.round + 1,
-        action_id=u.action_id,
-        confirmed=u.confirmed,
-        source_version=u.source_version,
-        current_version=u.current_version,
-        created_at=moment(u.created_at),
-        started_at=_moment(u.started_at),
-        finished_at=_moment(u.finished_at),
-        due_at=_moment(u.due_at),
-        last_seen_at=_moment(u.last_seen_at),
-    )
-
-
-def _change(c: Change) -> ChangeView:
-    return ChangeView(moment(c.at), c.from_state, c.to_state, c.action_id, c.cause)

@@ -249,7 +249,9 @@ def _is_host_or_network(entry: str) -> bool:
 def _check(settings: Settings) -> None:
     host_port(settings.listen, "listen")
     if settings.device_listen:
-        host_port(settings.device_listen, "device_listen")
+        address = host_port(settings.device_listen, "device_listen")
+        if address == host_port(settings.listen, "listen"):
+            raise SettingsError("device_listen: it is `listen`; leave it out, and both are served there")
     _check_tls(settings, "")
     _check_tls(settings, "device_")
     if settings.database and not settings.database.startswith(("sqlite:///", "postgresql://", "postgres://")):

@@ -83,7 +83,7 @@ BESIDE: dict[str, dict[str, str]] = {
 NONSENSE: dict[str, list[str]] = {
     "database": ["mysql://u:hunter2@h/d", "openiodm.db"],
     "listen": ["", "localhost", ":8743", "localhost:http", "localhost:65536", "localhost:-1", "8743"],
-    "device_listen": ["localhost", ":1", "h:99999"],
+    "device_listen": ["localhost", ":1", "h:99999", "127.0.0.1:8743"],  # the last is what `listen` is
     "device_url": ["ota.example", "ftp://ota.example"],
     "trusted_proxies": ["proxy.example", "10.0.0.0/8", "10.0.0.1 10.0.0.2"],
     "list_index": ["perhaps", "2"],

@@ -129,7 +129,14 @@ def test_a_streamed_body_is_binary(document: dict[str, Any]) -> None:
 
 def test_only_routes_that_need_nothing_are_open(document: dict[str, Any]) -> None:
     free = {o["operationId"] for o in operations(document) if o["security"] == []}
-    assert free == {"list_things", "get_openapi", "get_compat_openapi"}
+    assert free == {
+        "list_things",
+        "get_openapi",
+        "get_compat_openapi",
+        "get_docs",
+        "get_compat_docs",
+        "get_native_docs",
+    }
 
 
 class Nobody:
@@ -150,4 +157,7 @@ async def test_it_is_served_to_anybody_and_describes_itself() -> None:
             "/api/v1/things",
             "/api/v1/openapi.json",
             "/api/v1/compat-openapi.json",
+            "/api/docs",
+            "/api/docs/compatible",
+            "/api/docs/native",
         }

@@ -46,6 +46,9 @@ RULES_BEYOND_SCHEMAS = {
     "PUT /iocm/app/reg/v2.0.0/deviceCredentials/{deviceId}": REGISTER_RULES,
     # One of gatewayId and pageNo must be given; startTime and endTime are moments, which no pattern tells.
     "GET /iocm/app/dm/v1.4.0/devices": {"100218", "100405"},
+    # A callback is an address with host, port and path, and not one of this machine.
+    "POST /iodm/app/sub/v1.1.0/subscribe": {"100222"},
+    "POST /iocm/app/sub/v1.2.0/subscriptions": {"100222"},
     # Only devices that there are may be put into a group; appId is said in one way.
     "POST /iocm/app/devgroup/v1.3.0/devGroups": {"100604", "50400"},
     "POST /iocm/app/dm/v1.1.0/devices/addDevGroupTagToDevices": {"100604"},

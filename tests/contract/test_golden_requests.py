@@ -22,6 +22,8 @@ CREDENTIALS = "/iocm/app/reg/v1.1.0/deviceCredentials"
 DEVICES = "/iocm/app/dm/v1.4.0/devices"
 GROUPS = "/iocm/app/devgroup/v1.3.0/devGroups"
 MEMBERS = "/iocm/app/dm/v1.1.0/devices"
+MANAGEMENT = "/iodm/app/sub/v1.1.0/subscribe"
+SUBSCRIPTIONS = "/iocm/app/sub/v1.2.0/subscriptions"
 
 
 def texts(names: str) -> dict[str, Any]:
@@ -57,6 +59,7 @@ SUBTASK = {
     **texts("subOperationId createTime startTime stopTime operateType deviceId status detailInfo"),
     "extendInfo": {},
 }
+SUBSCRIPTION = texts("subscriptionId notifyType callbackUrl")
 TASKS = {"data": [TASK], "pageNo": int, "pageSize": int, "totalSize": int}
 ONE_DEVICE = '{"deviceIds":["<device>"],"name":"group1"}'
 
@@ -105,6 +108,20 @@ def creating(body: str) -> list[Sent]:
     return [
         Sent("create a firmware task", "POST", f"{OPERATIONS}/firmwareUpgrade", body, made, task),
         Sent("a firmware package as software", "POST", f"{OPERATIONS}/softwareUpgrade", body, refused=(400, "120015")),
+    ]
+
+
+def subscribing(management: str, business: str, listing: str) -> list[Sent]:
+    """The management class spells callbackurl; in PHP the names of a listing's query carry their class and two NULs."""
+    kept = {"subscription": "subscriptionId"}
+    return [
+        Sent("subscribe, management", "POST", MANAGEMENT, management),
+        Sent("subscribe, business", "POST", SUBSCRIPTIONS, business, SUBSCRIPTION, kept),
+        Sent("subscriptions", "GET", SUBSCRIPTIONS + listing, reads={**PAGED, "subscriptions": [SUBSCRIPTION]}),
+        Sent("one subscription", "GET", f"{SUBSCRIPTIONS}/<subscription>", reads=SUBSCRIPTION),
+        Sent("delete a subscription", "DELETE", f"{SUBSCRIPTIONS}/<subscription>"),
+        Sent("delete subscriptions", "DELETE", SUBSCRIPTIONS),
+        Sent("delete subscriptions again", "DELETE", SUBSCRIPTIONS, refused=(404, "200001")),
     ]
 
 
@@ -181,6 +198,11 @@ JAVA: Sequence[Sent] = [
     ),
     Sent("task list, nothing given", "GET", OPERATIONS, reads=TASKS),
     Sent("task list, page too large", "GET", f"{OPERATIONS}?pageSize=101", refused=(400, "123029")),
+    *subscribing(
+        '{"callbackurl":"https://203.0.113.7:8443/callback","notifyType":"fwUpgradeResultNotify"}',
+        '{"callbackUrl":"https://203.0.113.7:8443/callback","notifyType":"deviceAdded"}',
+        "?pageNo=0&pageSize=10",
+    ),
     Sent("delete a package in use", "DELETE", f"{CATEGORY}/<file>", refused=(400, "120015")),
     Sent("delete a group", "DELETE", f"{GROUPS}/<group>"),
     Sent("delete a device", "DELETE", f"{DEVICES}/<device>?cascade=true"),
@@ -191,6 +213,7 @@ JAVA: Sequence[Sent] = [
 
 # Members in the order of the class. The form of the login is not encoded, so a secret must need no encoding. Queries of
 # DELETE and POST never leave it, and the slashes of a body's texts are escaped.
+PHP_LISTING = "%00iotyun%5Chuaweiiot%5Cclient%5Cdto%5CQueryBatchSubInDTO%00"
 PHP: Sequence[Sent] = [
     login("appId=<app>&secret=<secret>"),
     refresh(),
@@ -243,6 +266,11 @@ PHP: Sequence[Sent] = [
         "GET",
         f"{OPERATIONS}?operationType=firmware_upgrade&deviceType=SmartMeter&deviceId=<device>&pageNo=0&pageSize=10",
         reads=TASKS,
+    ),
+    *subscribing(
+        r'{"notifyType":"fwUpgradeResultNotify","callbackurl":"https:\/\/203.0.113.7:8443\/callback"}',
+        r'{"notifyType":"deviceAdded","callbackUrl":"https:\/\/203.0.113.7:8443\/callback"}',
+        f"?{PHP_LISTING}pageNo=0&{PHP_LISTING}pageSize=10",
     ),
     Sent("delete a group", "DELETE", f"{GROUPS}/<group>"),
     Sent("delete a device", "DELETE", f"{DEVICES}/<device>"),

@@ -23,6 +23,7 @@ ACTS_FOR = ("appId",)
 HTTP = "HTTP"  # the only channel there is
 
 PageSize = Annotated[str, Meta(extra_json_schema=integer(1, PAGE_SIZE_MOST, PAGE_SIZE))]
+CallbackUrl = Annotated[str, Meta(max_length=1024, description="http(s)://HOST:PORT/PATH, all of them given")]
 Channel = Annotated[str, Meta(max_length=32)]
 
 
@@ -41,6 +42,21 @@ class BusinessBody(msgspec.Struct, rename="camel"):
     callback_url: str | None = None
     app_id: Text | None = None
     channel: Channel | None = None
+
+
+class ManagementForm(msgspec.Struct, rename="camel"):
+    """What a subscription needs; what is wrong with it has codes of its own. `callbackurl` is taken for callbackUrl."""
+
+    notify_type: Annotated[str, Meta(extra_json_schema={"enum": sorted(UPGRADE_TYPES)})]
+    callback_url: CallbackUrl
+
+
+class BusinessForm(BusinessBody, rename="camel", kw_only=True):
+    """As `ManagementForm`."""
+
+    notify_type: Annotated[str, Meta(extra_json_schema={"enum": sorted(NotifyType)})]
+    callback_url: CallbackUrl
+    channel: Annotated[str, Meta(extra_json_schema={"enum": [HTTP]})] | None = None
 
 
 class OwnerQuery(msgspec.Struct, rename="camel"):
@@ -102,6 +118,7 @@ def routes(commands: SubscriptionCommands, queries: SubscriptionQueries) -> list
             Needs.APPLICATION,
             "Subscribe to management data",
             body=ManagementBody,
+            described_body=ManagementForm,
             description="Again for the same type: the address is replaced.",
             refusals=(Reason.CALLBACK_BAD,),
         ),
@@ -113,6 +130,7 @@ def routes(commands: SubscriptionCommands, queries: SubscriptionQueries) -> list
             "Subscribe to business data",
             query=OwnerQuery,
             body=BusinessBody,
+            described_body=BusinessForm,
             answer=SubscriptionObject,
             status=201,
             acts_for=ACTS_FOR,

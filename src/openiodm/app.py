@@ -25,6 +25,7 @@ from openiodm import __version__
 from openiodm.access.audit import AuditTrail
 from openiodm.access.commands import AccessCommands
 from openiodm.access.flow import MemoryFlow
+from openiodm.access.login_limit import LoginLimit
 from openiodm.access.model import ApplicationKey, Product, TokenLives
 from openiodm.access.ports import FlowControl
 from openiodm.access.queries import AccessQueries
@@ -263,7 +264,9 @@ def _build(
         database=database,
         clock=clock,
         writer=writer,
-        access=AccessCommands(writer, clock, _token_lives(settings)),
+        access=AccessCommands(
+            writer, clock, _token_lives(settings), LoginLimit(clock, settings.login_failures_per_minute)
+        ),
         access_queries=AccessQueries(AccessReads(database), clock),
         audit=AuditTrail(AuditReads(database), writer, clock, settings.audit_days),
         devices=DeviceCommands(writer, clock, campaigns, silences, max_devices=settings.devices_per_application),

@@ -72,6 +72,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     native_calls_per_minute: Annotated[int, Meta(ge=0)] = 6000
     """Flow control of the native API, per application; 0 = off."""
 
+    login_failures_per_minute: Annotated[int, Meta(ge=0)] = 10
+    """Wrong secrets a minute, for an application and from an address, before further ones are refused; 0 = off."""
     audit_days: Annotated[int, Meta(ge=0, le=36_500)] = 365
     """How long rows of the audit trail are kept; 0 = for ever."""
 

@@ -195,7 +195,41 @@ async def test_a_frozen_application_is_refused_everywhere_until_thawed(server: S
         assert no(await client.post(LOGIN, data=body | {"secret": "x"})) == (401, "100208")
     assert await server.access_queries.gateway(gateway) is None
     await server.access.set_frozen(app.app_id, frozen=False)
+    assert no(await app.http.get(DEVICES, params=SOME_PAGE)) == DENIED  # its sessions ended with the freeze
+    assert await server.access_queries.gateway(gateway) is not None
+    await server.log_in(app)
     assert (await app.http.get(DEVICES, params=SOME_PAGE)).status_code == 200
+
+
+async def test_a_frozen_application_can_neither_refresh_before_nor_after_it_is_thawed(server: Server) -> None:
+    app = await server.application()
+    login = await server.access.login(app.app_id, app.secret)
+    body = {"appId": app.app_id, "secret": app.secret, "refreshToken": login.refresh_token}
+    await server.access.set_frozen(app.app_id, frozen=True)
+    async with server.client() as client:
+        assert no(await client.post(REFRESH, json=body)) == (400, "100247")
+        await server.access.set_frozen(app.app_id, frozen=False)
+        assert no(await client.post(REFRESH, json=body)) == (401, "100208")
+
+
+async def test_section_1_4_too_many_wrong_secrets_are_throttled(database: Database, clock: MovedClock) -> None:
+    async with serving(database, clock, wrong_secrets=3) as server, server.client() as client:
+        app, other = await server.application(), await server.application()
+        own, guess = ({"appId": app.app_id, "secret": secret} for secret in (app.secret, "guess"))
+        refresh = {**guess, "refreshToken": "guess"}
+        assert no(await client.post(LOGIN, data=guess)) == (401, "100208")
+        assert no(await client.post(LOGIN, json=guess)) == (401, "100208")
+        assert no(await client.post(REFRESH, json=refresh)) == (401, "100208")
+        assert no(await client.post(LOGIN, data=guess)) == THROTTLED
+        assert no(await client.post(LOGIN, data=own)) == THROTTLED
+        assert no(await client.post(REFRESH, json=refresh)) == THROTTLED
+        assert (await app.http.get(DEVICES, params=SOME_PAGE)).status_code == 200  # its session goes on
+        assert no(await client.post(LOGIN, data={"appId": app.app_id})) == (400, "102202")
+        clock.advance(20_000)
+        assert (await client.post(LOGIN, data=own)).status_code == 200
+        for _ in range(5):  # now it is known there
+            await client.post(LOGIN, data={"appId": other.app_id, "secret": "guess"})
+        assert (await client.post(LOGIN, data=own)).status_code == 200
 
 
 async def test_a_rotated_secret_ends_every_session(server: Server) -> None:

@@ -85,11 +85,6 @@ async def frozen(c: Caller) -> Any:
     return made, {"app_key": made.app_id, "Authorization": f"Bearer {login.access_token}"}
 
 
-async def frozen_token(c: Caller) -> httpx.Response:
-    _, headers = await frozen(c)
-    return await c.ask("GET", OPERATIONS, headers=headers)
-
-
 async def frozen_login(c: Caller) -> httpx.Response:
     made, _ = await frozen(c)
     return await c.log_in(appId=made.app_id, secret=made.secret)
@@ -155,7 +150,6 @@ def group_target(without: str) -> Callable[[Caller], Awaitable[httpx.Response]]:
 R = Reason
 REQUESTS: dict[Row, Callable[[Caller], Awaitable[httpx.Response]]] = {
     ("common", R.TOKEN_INVALID): lambda c: c.ask("GET", OPERATIONS, headers={"app_key": c.things.app_id}),
-    ("common", R.APPLICATION_FROZEN): frozen_token,
     ("common", R.THROTTLED): throttled,
     ("common", R.APPLICATION_UNKNOWN): lambda c: c.get(GROUPS, accessAppId="nobody"),
     ("common", R.APPLICATION_UNAUTHORIZED): lambda c: c.get(DEVICES, pageNo=0, appId=c.things.friend_id),

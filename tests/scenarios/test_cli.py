@@ -151,6 +151,18 @@ def test_applications_are_managed_beside_the_running_server(shell: Shell) -> Non
     assert "application-unknown" in shell.run("app", "rotate", "nobody", code=1).stderr
 
 
+def test_an_application_is_frozen_and_thawed_beside_the_running_server(shell: Shell) -> None:
+    made = shell.json("app", "create", "frosty")
+    secret = shell.folder / "frosty"
+    secret.write_text(made["secret"])
+    as_frosty = ("--app-id", made["appId"], "--secret-file", str(secret))
+    assert shell.json("app", "freeze", made["appId"]) == {"appId": made["appId"], "frozen": True}
+    assert "100247" in shell.run("device", "list", *as_frosty, code=1).stderr
+    assert [a["frozen"] for a in shell.json("app", "list") if a["name"] == "frosty"] == [True]
+    shell.run("app", "thaw", made["appId"])
+    assert shell.json("device", "list", *as_frosty)["total"] == 0
+
+
 def test_one_application_is_authorized_to_act_for_another(shell: Shell) -> None:
     owner, other = shell.json("app", "create", "owner"), shell.json("app", "create", "other")
     shell.run("app", "authorize", owner["appId"], other["appId"])

@@ -8,6 +8,7 @@ import httpx
 
 from openiodm.access.commands import AccessCommands
 from openiodm.access.flow import MemoryFlow
+from openiodm.access.login_limit import LoginLimit
 from openiodm.access.model import Actor, TokenLives
 from openiodm.access.ports import FlowControl
 from openiodm.access.queries import AccessQueries
@@ -62,6 +63,7 @@ class Server:
         *,
         flow: FlowControl | None = None,
         lives: TokenLives = LIVES,
+        wrong_secrets: int = 0,
         errors_as_4xx: bool = False,
         max_devices: int = 0,
         max_groups: int = 0,
@@ -69,7 +71,7 @@ class Server:
         self.database = database
         self.clock = clock
         self.writer = Writer(database, Work)
-        self.access = AccessCommands(self.writer, clock, lives)
+        self.access = AccessCommands(self.writer, clock, lives, LoginLimit(clock, wrong_secrets))
         self.access_queries = AccessQueries(AccessReads(database), clock)
         self.deletions = Deletions()
         silences = Silences(Millis(25 * HOUR), Millis(49 * HOUR))

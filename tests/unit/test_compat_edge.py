@@ -81,7 +81,6 @@ def test_any_text_is_a_moment_or_a_value_error(text: str) -> None:
         (Reason.APPLICATION_FROZEN, LOGIN, 400, "100247"),
         (Reason.BAD_INPUT, LOGIN, 400, "50400"),
         (Reason.TOKEN_INVALID, DEVICE, 403, "1010005"),
-        (Reason.APPLICATION_FROZEN, TASKS, 403, "1010005"),
         (Reason.THROTTLED, GROUP, 403, "1010009"),
         (Reason.APPLICATION_UNKNOWN, DEVICE, 403, "100203"),
         (Reason.DEVICE_UNKNOWN, DEVICE, 404, "100403"),

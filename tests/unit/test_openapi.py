@@ -115,9 +115,9 @@ def test_every_refusal_has_an_answer(document: dict[str, Any]) -> None:
     things = document["paths"]["/api/v1/things"]["get"]["responses"]
     assert set(things) == {"200", "503"}
     upload = document["paths"]["/api/v1/packages"]["post"]["responses"]
-    assert set(upload) == {"201", "400", "401", "403", "413", "429", "503"}
+    assert set(upload) == {"201", "400", "401", "413", "429", "503"}
     delete = document["paths"]["/api/v1/packages/{fileId}"]["delete"]["responses"]
-    assert set(delete) == {"204", "400", "401", "403", "404", "409", "429"}
+    assert set(delete) == {"204", "400", "401", "404", "409", "429"}
     assert "content" not in delete["204"]
     assert set(delete["404"]["content"]) == {"application/problem+json"}
 

@@ -2,6 +2,9 @@
 
 from dataclasses import replace
 
+import structlog
+
+from openiodm.access.login_limit import LoginLimit
 from openiodm.access.model import (
     NAME_CHARS,
     OPERATOR,
@@ -21,8 +24,12 @@ from openiodm.access.ports import AccessRows, AccessWork, AccessWriter
 from openiodm.clock import SECOND, Clock, Instant, random_id, random_secret
 from openiodm.errors import Reason, Refusal
 
+APP_ID_CHARS = 64  # of one that does not exist, in the log
 CLEAN_CHUNK = 1000
 """Most expired tokens that one transaction removes."""
+
+
+log = structlog.get_logger(__name__)
 
 
 class AccessCommands:
@@ -31,10 +38,11 @@ class AccessCommands:
     What is for whoever runs the server takes `operator`, the name that the audit trail keeps.
     """
 
-    def __init__(self, writer: AccessWriter, clock: Clock, lives: TokenLives) -> None:
+    def __init__(self, writer: AccessWriter, clock: Clock, lives: TokenLives, limit: LoginLimit) -> None:
         self._writer = writer
         self._clock = clock
         self._lives = lives
+        self._limit = limit
 
     async def create_application(self, name: str, *, operator: str = OPERATOR) -> Credentials:
         """A new application, with both kinds of device tokens allowed. The secret is in the answer only.
@@ -72,7 +80,9 @@ class AccessCommands:
         return await self._writer.run(rotate)
 
     async def set_frozen(self, app_id: str, *, frozen: bool, operator: str = OPERATOR) -> None:
-        """A frozen application can neither log in nor use its tokens, nor can its devices.
+        """A frozen application can neither log in nor refresh, and its devices are refused. Its sessions end.
+
+        Thawed, it logs in anew; its devices go on.
 
         Raises:
             Refusal: APPLICATION_UNKNOWN.
@@ -81,6 +91,8 @@ class AccessCommands:
         async def freeze(work: AccessWork) -> None:
             application, now = await _existing(work.access, app_id), self._clock.now()
             await work.access.set_frozen(application.key, now if frozen else None)
+            if frozen:
+                await work.access.end_all_sessions(application.key)
             operation = "application.freeze" if frozen else "application.thaw"
             await work.audit.record(application.acted_on_by(operator), operation, app_id, now)
 
@@ -139,18 +151,19 @@ class AccessCommands:
         """New tokens; the newest access token wins (contract 2.1): earlier ones end now, or after the grace.
 
         Raises:
-            Refusal: CREDENTIALS_MISSING, CREDENTIALS_WRONG, APPLICATION_FROZEN.
+            Refusal: CREDENTIALS_MISSING, CREDENTIALS_WRONG, APPLICATION_FROZEN; THROTTLED after too many wrong secrets.
         """
         _check_given(app_id, secret)
 
         async def log_in(work: AccessWork) -> Login:
-            application = await _authentic(work.access, app_id, secret)
+            application = await _authentic(work.access, app_id, secret, address)
             return await self._issue(work, application, "session.login", address)
 
-        return await self._writer.run(log_in)
+        with self._limit.attempt(app_id, address):
+            return await self._writer.run(log_in)
 
     async def refresh(self, app_id: str, secret: str, refresh_token: str, address: str = "") -> Login:
-        """New tokens for a refresh token, which is used up by it.
+        """New tokens for a refresh token, which is used up by it: shown again it is as good as an unknown one.
 
         Raises:
             Refusal: as `login`; CREDENTIALS_WRONG also for a refresh token that is used, over or another's.
@@ -158,13 +171,14 @@ class AccessCommands:
         _check_given(app_id, secret, refresh_token)
 
         async def refresh(work: AccessWork) -> Login:
-            application = await _authentic(work.access, app_id, secret)
+            application = await _authentic(work.access, app_id, secret, address)
             hashed = hash_secret(refresh_token)
             if not await work.access.take_refresh_token(application.key, hashed, self._clock.now()):
                 raise Refusal(Reason.CREDENTIALS_WRONG, "the refresh token is not valid")
             return await self._issue(work, application, "session.refresh", address)
 
-        return await self._writer.run(refresh)
+        with self._limit.attempt(app_id, address):
+            return await self._writer.run(refresh)
 
     async def logout(self, access_token: str, address: str = "") -> None:
         """Ends the session of that access token, if there is one: a repeat changes nothing.
@@ -228,7 +242,8 @@ class AccessCommands:
 
     async def _issue(self, work: AccessWork, application: Application, operation: str, address: str) -> Login:
         now, lives, rows = self._clock.now(), self._lives, work.access
-        await rows.end_access_tokens(application.key, Instant(now + lives.grace))
+        # Without a grace they end on every server now, also on one whose clock is a little behind.
+        await rows.end_access_tokens(application.key, Instant(now + lives.grace) if lives.grace else Instant(0))
         login = Login(random_secret(), random_secret(), lives.life // SECOND)
         for kind, token, life in (
             (TokenKind.ACCESS, login.access_token, lives.life + lives.skew),
@@ -247,9 +262,10 @@ async def _existing(rows: AccessRows, app_id: str) -> Application:
     return found[0]
 
 
-async def _authentic(rows: AccessRows, app_id: str, secret: str) -> Application:
+async def _authentic(rows: AccessRows, app_id: str, secret: str, address: str) -> Application:
     found = await rows.lock_application(app_id)
     if found is None or not same_secret(secret, found[1]):
+        log.warning("login_refused", app_id=app_id[:APP_ID_CHARS], address=address)
         raise Refusal(Reason.CREDENTIALS_WRONG)
     if found[0].frozen:
         raise Refusal(Reason.APPLICATION_FROZEN)

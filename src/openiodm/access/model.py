@@ -130,7 +130,6 @@ class TokenHolder:
 
     actor: Actor
     accepted_until: Instant
-    frozen: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class AccessReads(Protocol):
         ...
 
     async def token_holder(self, token_hash: str) -> TokenHolder | None:
-        """Whose access token that is, valid or not: one indexed read."""
+        """Whose access token that is, over or not, unless the application is frozen: one indexed read."""
         ...
 
     async def named(self, caller: ApplicationKey, app_id: str) -> tuple[Application, bool] | None:

@@ -21,15 +21,13 @@ class AccessQueries:
         """The application that holds the access token; `app_key` must name it, unless it is None (native API).
 
         Raises:
-            Refusal: TOKEN_INVALID (unknown, over, replaced, or another application's), APPLICATION_FROZEN.
+            Refusal: TOKEN_INVALID (unknown, over, replaced, another application's, or of a frozen one).
         """
         holder = await self._reads.token_holder(hash_secret(token))
         if holder is None or holder.accepted_until <= self._clock.now():
             raise Refusal(Reason.TOKEN_INVALID)
         if app_key is not None and not hmac.compare_digest(app_key.encode(), holder.actor.app_id.encode()):
             raise Refusal(Reason.TOKEN_INVALID, "the token is another application's")
-        if holder.frozen:
-            raise Refusal(Reason.APPLICATION_FROZEN)
         return replace(holder.actor, address=address)
 
     async def acting_for(self, actor: Actor, app_id: str) -> Actor:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 app = typer.Typer(
-    no_args_is_help=True, help="Applications, on the database itself: create, rotate, authorize, gateway-token."
+    no_args_is_help=True, help="Applications, on the database itself: create, rotate, freeze, authorize, gateway-token."
 )
 
 COLUMNS: tuple[tables.Column, ...] = (
@@ -100,6 +100,39 @@ def rotate(
 
 
 OtherAppId = Annotated[str, typer.Argument(metavar="OTHER_APP_ID", help="The application that may act for it.")]
+
+
+@app.command()
+def freeze(
+    app_id: AppId,
+    config: options.ConfigFile = None,
+    database: options.Database = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Shut an application and its devices out, and end its logins."""
+    _set_frozen(load_settings(config, database, data_dir), app_id, frozen=True, as_json=as_json)
+
+
+@app.command()
+def thaw(
+    app_id: AppId,
+    config: options.ConfigFile = None,
+    database: options.Database = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Let a frozen application and its devices in again. It has to log in anew."""
+    _set_frozen(load_settings(config, database, data_dir), app_id, frozen=False, as_json=as_json)
+
+
+def _set_frozen(settings: "Settings", app_id: str, *, frozen: bool, as_json: bool) -> None:
+    async def change(rooms: "Rooms") -> None:
+        await rooms.access.set_frozen(app_id, frozen=frozen, operator=operator())
+
+    with_rooms(settings, change)
+    if as_json:
+        tables.print_json({"appId": app_id, "frozen": frozen})
 
 
 @app.command()

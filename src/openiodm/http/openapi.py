@@ -165,7 +165,7 @@ def _reasons(route: Route) -> list[Reason]:
     if route.acts_for:
         reasons += [Reason.APPLICATION_UNKNOWN, Reason.APPLICATION_UNAUTHORIZED]
     if route.needs is Needs.APPLICATION:
-        reasons += [Reason.TOKEN_INVALID, Reason.APPLICATION_FROZEN, Reason.THROTTLED]
+        reasons += [Reason.TOKEN_INVALID, Reason.THROTTLED]
     return reasons
 
 

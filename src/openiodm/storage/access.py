@@ -28,9 +28,9 @@ SELECT {_APPLICATION}, a.secret_hash FROM application a
 WHERE a.app_id = $1 AND a.deleted_at IS NULL FOR UPDATE
 """
 _HOLDER = """
-SELECT a.id, a.app_id, t.expires_at, a.frozen_at
+SELECT a.id, a.app_id, t.expires_at
 FROM access_token t JOIN application a ON a.id = t.application_id
-WHERE t.token_hash = $1 AND t.kind = 'access' AND a.deleted_at IS NULL
+WHERE t.token_hash = $1 AND t.kind = 'access' AND a.frozen_at IS NULL AND a.deleted_at IS NULL
 """
 _GATEWAY = f"""
 SELECT {_APPLICATION}, t.id, p.device_type, p.model, p.manufacturer_name
@@ -117,7 +117,7 @@ class AccessReads:
         row = await self._reader.fetchrow(_HOLDER, token_hash)
         if row is None:
             return None
-        return TokenHolder(Actor(row[0], row[1]), Instant(row[2]), row[3] is not None)
+        return TokenHolder(Actor(row[0], row[1]), Instant(row[2]))
 
     async def named(self, caller: ApplicationKey, app_id: str) -> tuple[Application, bool] | None:
         """One indexed read."""

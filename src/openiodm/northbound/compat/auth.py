@@ -89,7 +89,7 @@ def routes(commands: AccessCommands) -> list[Route]:
         await commands.logout(body.access_token or "", call.address)
         return Response(status_code=204)
 
-    wrong = (Reason.CREDENTIALS_MISSING, Reason.CREDENTIALS_WRONG, Reason.APPLICATION_FROZEN)
+    wrong = (Reason.CREDENTIALS_MISSING, Reason.CREDENTIALS_WRONG, Reason.APPLICATION_FROZEN, Reason.THROTTLED)
     return [
         Route(
             "POST",

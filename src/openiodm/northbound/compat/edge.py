@@ -56,7 +56,6 @@ OUR_FAULT = No(500, "50252", "Internal server error.")
 
 COMMON: dict[Reason, No] = {
     R.TOKEN_INVALID: _TOKEN,
-    R.APPLICATION_FROZEN: _TOKEN,
     R.THROTTLED: No(403, "1010009", "app throttle exceed."),
     R.APPLICATION_UNKNOWN: No(403, "100203", "The application is not existed."),
     R.APPLICATION_UNAUTHORIZED: No(403, "100217", "The application hasn't been authorized."),

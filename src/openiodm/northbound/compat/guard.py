@@ -25,7 +25,7 @@ class CompatGuard:
         """The application that both headers name.
 
         Raises:
-            Refusal: TOKEN_INVALID, also where a header is missing; APPLICATION_FROZEN.
+            Refusal: TOKEN_INVALID, also where a header is missing.
         """
         app_key = request.headers.get("app_key", "").strip()
         bearer = _BEARER.fullmatch(request.headers.get("authorization", "").strip())

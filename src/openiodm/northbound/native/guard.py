@@ -17,7 +17,7 @@ class Tokens(Protocol):
         """The holder; `app_key`, where given, must name it.
 
         Raises:
-            Refusal: TOKEN_INVALID, APPLICATION_FROZEN.
+            Refusal: TOKEN_INVALID.
         """
         ...
 

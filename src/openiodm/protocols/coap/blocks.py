@@ -5,7 +5,6 @@ answer with `Download`.
 """
 
 import zlib
-from typing import Final
 
 import msgspec
 
@@ -22,9 +21,6 @@ from openiodm.protocols.coap.codec import (
     encode_block,
     encode_uint,
 )
-
-BODY_BYTES_MAX: Final = (BLOCK_NUM_MAX + 1) * 1024
-"""Largest body that block numbers can count in blocks of 1,024 bytes: 1 GiB."""
 
 
 class TransferError(Exception):

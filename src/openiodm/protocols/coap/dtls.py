@@ -16,6 +16,7 @@ import structlog
 
 from openiodm.protocols.coap import openssl
 from openiodm.protocols.coap.carrier import Address
+from openiodm.protocols.coap.records import plausible
 
 log = structlog.get_logger(__name__)
 
@@ -51,46 +52,12 @@ _SECLEVEL: Final = "@SECLEVEL=0"  # CCM8 needs it from OpenSSL 3.2 on; the suite
 
 _COME_AGAIN: Final = (openssl.SSL_ERROR_WANT_READ, openssl.SSL_ERROR_WANT_WRITE)
 
-_RECORD_HEAD: Final = 13
-_HANDSHAKE: Final = 22
-_CLIENT_HELLO: Final = 1
-
 KeyOf = Callable[[str], bytes | None]
 """The key of an identity, None when there is none. Called within the handshake: it must be quick and raise nothing."""
 
 
 class DtlsError(Exception):
     """OpenSSL refused what it was asked to do: our mistake or its limit, never the peer's doing."""
-
-
-def is_client_hello(datagram: bytes) -> bool:
-    """Does it begin with a first ClientHello, one of epoch 0 (RFC 6347 sections 4.1, 4.2.2)?"""
-    return (
-        len(datagram) > 25 and datagram[0] == _HANDSHAKE and datagram[3:5] == b"\0\0" and datagram[13] == _CLIENT_HELLO
-    )
-
-
-def hello_random(datagram: bytes) -> bytes:
-    """The random of a ClientHello: the same in what a client repeats, another one in a new handshake."""
-    return datagram[27:59]
-
-
-def is_application_data(datagram: bytes) -> bool:
-    """Does it begin with a record of application data?"""
-    return datagram[:1] == b"\x17"
-
-
-def _plausible(datagram: bytes, shortest: int) -> bytes:
-    """The records of a datagram up to the first that is cut short, or sealed and too short to be one."""
-    at, size = 0, len(datagram)
-    while at + _RECORD_HEAD <= size:
-        length = datagram[at + 11] << 8 | datagram[at + 12]
-        end = at + _RECORD_HEAD + length
-        sealed = datagram[at + 3] or datagram[at + 4]  # epoch
-        if end > size or (sealed and length < shortest):
-            break
-        at = end
-    return datagram if at == size else datagram[:at]
 
 
 class _Core:
@@ -188,7 +155,7 @@ class Session:
         if self._ssl is None:
             return [], b"", False
         if self.cipher is not None:
-            datagram = _plausible(datagram, _SHORTEST[self.cipher])
+            datagram = plausible(datagram, _SHORTEST[self.cipher])
         self._core.put(datagram)
         return self.pump()
 

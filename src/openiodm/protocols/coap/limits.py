@@ -38,19 +38,9 @@ class Timing:
         return Millis(int(self.ack_timeout * (2**self.max_retransmit - 1) * self.ack_random_factor))
 
     @property
-    def max_transmit_wait(self) -> Millis:
-        """From the first transmission to giving up."""
-        return Millis(int(self.ack_timeout * (2 ** (self.max_retransmit + 1) - 1) * self.ack_random_factor))
-
-    @property
     def exchange_lifetime(self) -> Millis:
-        """How long a confirmable message may still be repeated, and its message id must not be used anew."""
+        """How long a message may still be repeated, and its message id must not be used anew."""
         return Millis(self.max_transmit_span + 2 * self.max_latency + self.ack_timeout)
-
-    @property
-    def non_lifetime(self) -> Millis:
-        """The same of a non-confirmable one."""
-        return Millis(self.max_transmit_span + self.max_latency)
 
 
 @dataclass(frozen=True, slots=True)

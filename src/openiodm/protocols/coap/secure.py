@@ -13,9 +13,10 @@ import structlog
 from openiodm.clock import Instant, Millis
 from openiodm.protocols.coap.carrier import Address
 from openiodm.protocols.coap.counts import Counts
-from openiodm.protocols.coap.dtls import Context, Session, hello_random, is_application_data, is_client_hello
+from openiodm.protocols.coap.dtls import Context, Session
 from openiodm.protocols.coap.limits import Limits
 from openiodm.protocols.coap.peers import Association, Peers
+from openiodm.protocols.coap.records import hello_random, is_application_data, is_client_hello
 
 log = structlog.get_logger(__name__)
 

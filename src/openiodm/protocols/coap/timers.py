@@ -49,10 +49,6 @@ class Timers:
             heapq.heapify(self._heap)
             self._dead = 0
 
-    def next_due(self) -> Instant | None:
-        """When the first one is due, cancelled or not."""
-        return self._heap[0][0] if self._heap else None
-
     def run(self, now: Instant) -> None:
         """Calls what is due, in order."""
         while self._heap and self._heap[0][0] <= now:

@@ -16,8 +16,7 @@ def later(milliseconds: int) -> Instant:
 
 def test_rfc_7252_section_4_8_2_derived_times() -> None:
     timing = Timing()
-    assert (timing.max_transmit_span, timing.max_transmit_wait) == (45_000, 93_000)
-    assert (timing.exchange_lifetime, timing.non_lifetime) == (247_000, 145_000)
+    assert (timing.max_transmit_span, timing.exchange_lifetime) == (45_000, 247_000)
 
 
 def test_section_4_2_the_first_timeout_lies_between_two_and_three_seconds() -> None:

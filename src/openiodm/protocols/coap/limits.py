@@ -50,7 +50,7 @@ class Limits:
     peers: int = 20_000
     """Addresses that are remembered on plain CoAP, some 700 bytes each while idle."""
     sessions: int = 10_000
-    """DTLS sessions, some 45 KiB each."""
+    """DTLS sessions, 43 to 50 KiB each, by suite."""
     half_open: int = 1_000
     """DTLS handshakes under way; the oldest one makes room."""
     half_open_time: Millis = _HALF_OPEN_TIME

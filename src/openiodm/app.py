@@ -5,6 +5,7 @@ What is connected to what is read here and nowhere else.
 
 import asyncio
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -43,6 +44,7 @@ from openiodm.devices.model import DeviceKey, Silences
 from openiodm.devices.queries import DeviceQueries, GroupQueries
 from openiodm.devices.told import AttributeKeys, ToldCommands
 from openiodm.http.clients import client_address
+from openiodm.http.connections import BoundedProtocol, drop_slow
 from openiodm.http.routes import Route, api_router, json_response
 from openiodm.northbound.compat import auth as compat_auth
 from openiodm.northbound.compat import credentials as compat_credentials
@@ -100,6 +102,7 @@ CLEAN_UP_S = 60.0
 RENEWAL_LOOK_S = 60.0  # at the files of certificates
 SWITCH_INTERVAL_S = 0.0005  # a thread that computes (hashing an upload) must not starve the loop of the GIL
 READY_WITHIN_S = 5.0
+SLOW_TICKS = 20  # of 0.1 s
 KEEP_ALIVE_S = 75  # longer than the polls' default interval, so that a device keeps its connection
 
 log = structlog.get_logger(__name__)
@@ -440,6 +443,14 @@ class _Listener(uvicorn.Server):
         """Leaves them alone."""
         yield
 
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's own tick, ten a second; every `SLOW_TICKS` of them slow peers are cut off."""
+        if counter % SLOW_TICKS == 0:
+            dropped = drop_slow(list(self.server_state.connections), asyncio.get_running_loop().time())
+            if dropped:
+                log.warning("slow_peers_dropped", connections=dropped)
+        return await super().on_tick(counter)
+
 
 @dataclass(frozen=True, slots=True)
 class _Address:
@@ -474,7 +485,7 @@ def _listener(rooms: Rooms, address: _Address) -> _Listener:
         host=address.host,
         port=address.port,
         loop="none",  # the command line has chosen one
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         access_log=False,
@@ -581,6 +592,12 @@ async def _trim_log(rooms: Rooms) -> None:
         continue
 
 
+def _many_files() -> None:
+    """As many connections as the system lets us have: shells and services start with 1,024, one for each device."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 @asynccontextmanager
 async def running(settings: Settings, started: Callable[[Rooms], Any] | None = None) -> AsyncIterator[Rooms]:
     """A whole server between enter and exit: listeners open, everything working.
@@ -589,6 +606,7 @@ async def running(settings: Settings, started: Callable[[Rooms], Any] | None = N
         StartError: an address is taken, or another server owns the database file.
     """
     addresses = _addresses(settings)
+    _many_files()
     with _owned(settings):
         tls = [address.tls for address in addresses if address.tls is not None]
         async with open_rooms(settings) as rooms, _background(rooms, tls):

@@ -16,7 +16,7 @@ from tests.drills.world import SEED, Report, World, world
 from tests.support.process import fresh_database
 
 MIB = 1024 * 1024
-MEMORY_MIB = 100  # what the server may grow by under any of it
+MEMORY_MIB = 50  # what the server may grow by under any of it
 CALL_WITHIN_S = 2.0  # a friendly call beside it; the machine is busy
 FEW_RANGES = "bytes=" + ",".join(f"{n}-{n + 1}" for n in range(0, 4000, 4))
 

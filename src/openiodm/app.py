@@ -77,7 +77,7 @@ from openiodm.protocols.ddi import codec
 from openiodm.protocols.ddi.server import DdiServer
 from openiodm.scheduler.runner import Periodic, Scheduler
 from openiodm.settings import Settings, host_port
-from openiodm.storage import campaign_log
+from openiodm.storage import change_log
 from openiodm.storage.access import AccessReads, SharedFlow
 from openiodm.storage.audit import AuditReads
 from openiodm.storage.blobs import FileStore
@@ -92,6 +92,7 @@ from openiodm.storage.outbox import OutboxReads
 from openiodm.storage.packages import PackageReads
 from openiodm.storage.sqlite import ServerLock
 from openiodm.storage.subscriptions import SubscriptionStore
+from openiodm.storage.upgrade_pages import IndexedCampaignReads
 from openiodm.storage.work import Work
 from openiodm.storage.writer import Lane, Writer
 from openiodm.tls import ClientCertificates, ServerTls, TlsError, TlsFiles
@@ -154,7 +155,7 @@ class Rooms:
     campaigns: CampaignCommands
     campaign_queries: CampaignQueries
     campaign_reads: SqlCampaignReads
-    list_index: IndexedCampaignList | None  # plain SQL until it is started, and without it
+    indexes: Sequence[IndexedCampaignList | IndexedCampaignReads]  # what is read from memory, once it is started
     subscriptions: SubscriptionCommands
     subscription_queries: SubscriptionQueries
     deliverer: Deliverer
@@ -251,8 +252,8 @@ def _build(
         alone=alone,
     )
     campaigns = CampaignCommands(writer, clock, _clocks(settings), desk, scheduler.wake, Lane.STOP)
-    reads = SqlCampaignReads(database)
-    list_index = IndexedCampaignList(database) if settings.list_index else None
+    indexed = (IndexedCampaignList(database), IndexedCampaignReads(database)) if settings.list_index else None
+    task_list, reads = indexed or (SqlCampaignList(database), SqlCampaignReads(database))
     silences = Silences(
         Millis(settings.device_abnormal_after_s * SECOND), Millis(settings.device_offline_after_s * SECOND)
     )
@@ -279,9 +280,9 @@ def _build(
         packages=PackageCommands(writer, clock, files, package_reads, max_package_bytes=settings.max_package_bytes),
         package_queries=PackageQueries(package_reads),
         campaigns=campaigns,
-        campaign_queries=CampaignQueries(reads, list_index or SqlCampaignList(database), clock),
+        campaign_queries=CampaignQueries(reads, task_list, clock),
         campaign_reads=reads,
-        list_index=list_index,
+        indexes=indexed or (),
         subscriptions=SubscriptionCommands(writer, subscription_queries, clock, guard),
         deliverer=Deliverer(owner, writer, outbox, sender, clock, _delivery_rules(settings), wake=written, alone=alone),
         sender=sender,
@@ -550,8 +551,8 @@ async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[N
     await rooms.scheduler.start()
     await rooms.deliverer.start()
     rooms.last_seen.start()
-    if rooms.list_index is not None:
-        rooms.list_index.start()
+    for index in rooms.indexes:
+        index.start()
     for periodic in periodics:
         periodic.start()
     try:
@@ -559,8 +560,8 @@ async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[N
     finally:
         for periodic in periodics:
             await periodic.close()
-        if rooms.list_index is not None:
-            await rooms.list_index.close()
+        for index in rooms.indexes:
+            await index.close()
         await rooms.last_seen.close()
         await rooms.deliverer.close()
         await rooms.scheduler.close()
@@ -587,8 +588,8 @@ async def _clean_up(rooms: Rooms) -> None:
 
 async def _trim_log(rooms: Rooms) -> None:
     """Also without an index of our own: other servers may read the log, and triggers write it in any case."""
-    changes = campaign_log.campaign_log(rooms.database.engine)
-    while await rooms.writer.run(lambda work: changes.trim(work.tx, campaign_log.KEPT), Lane.CHUNK):
+    changes = change_log.change_log(rooms.database.engine, change_log.CAMPAIGNS)
+    while await rooms.writer.run(lambda work: changes.trim(work.tx, change_log.KEPT), Lane.CHUNK):
         continue
 
 

@@ -28,6 +28,9 @@ OPEN = {
     f"POST {IOCM}/sec/v1.1.0/logout",
     f"GET {API}/openapi.json",
     f"GET {API}/compat-openapi.json",
+    "GET /api/docs",
+    "GET /api/docs/compatible",
+    "GET /api/docs/native",
 }
 
 COMPAT_NOT_FOUND = {"100225", "100403", "100418", "100603", "123002", "123009"}
@@ -180,6 +183,16 @@ def test_a_route_needs_a_token_unless_it_is_known_to_be_open() -> None:
     assert len({label(r) for r in routes}) == len(routes)
 
 
+async def frozen(two: Two) -> dict[str, str]:
+    """Headers of an application that A has authorized, and that was frozen after it logged in."""
+    access = two.world.rooms.access
+    made = await access.create_application("frozen")
+    await access.authorize(two.world.actor, made.app_id)
+    login = await access.login(made.app_id, made.secret)
+    await access.set_frozen(made.app_id, frozen=True)
+    return {"app_key": made.app_id, "Authorization": f"Bearer {login.access_token}"}
+
+
 async def test_no_route_of_the_compatible_api_answers_without_the_callers_own_token(two: Two) -> None:
     own_key, other_token = {"app_key": two.b_id}, {"Authorization": two.a.headers["Authorization"]}
     wrong = {
@@ -189,6 +202,7 @@ async def test_no_route_of_the_compatible_api_answers_without_the_callers_own_to
         "another application's token": {**own_key, **other_token},
         "a token that is none": {**own_key, "Authorization": "Bearer nonsense"},
         "another application's app_key": {"app_key": two.a.app_id, "Authorization": two.b["Authorization"]},
+        "the token of a frozen application": await frozen(two),
     }
     before = await rows(two.world.rooms.database)
     answered = []
@@ -210,6 +224,7 @@ async def test_no_route_of_the_native_api_answers_without_a_valid_token(two: Two
         "another scheme": {"Authorization": two.b["Authorization"].replace("Bearer", "GatewayToken")},
         "another application's token": {"app_key": two.b_id, "Authorization": two.a.headers["Authorization"]},
         "a gateway token": {"Authorization": f"Bearer {two.world.gateway_token}"},
+        "the token of a frozen application": await frozen(two),
     }
     before = await rows(two.world.rooms.database)
     answered = []

@@ -21,6 +21,7 @@ from openiodm.northbound.compat.devices import DEVICES, SHADOW
 from openiodm.northbound.compat.edge import COMMON, FAMILIES, CompatEdge, No
 from openiodm.northbound.compat.groups import ADD, GROUPS
 from openiodm.northbound.compat.packages import PATH as CATEGORY
+from openiodm.northbound.compat.subscriptions import MANAGEMENT, SUBSCRIPTIONS
 from openiodm.northbound.compat.tasks import PATH as OPERATIONS
 from openiodm.northbound.compat.times import format_time
 from tests.conftest import ManualClock
@@ -140,6 +141,15 @@ async def other_product(c: Caller) -> httpx.Response:
     return await c.create(devices=[made.json()["deviceId"]])
 
 
+CALLBACK = "http://192.0.2.1:8080/notices"  # of RFC 5737: nobody is there, and nobody is asked
+ADDED = {"notifyType": "deviceAdded", "callbackUrl": CALLBACK}
+
+
+async def subscribed_twice(c: Caller) -> httpx.Response:
+    await c.post(SUBSCRIPTIONS, ADDED)
+    return await c.post(SUBSCRIPTIONS, ADDED)
+
+
 def group_target(without: str) -> Callable[[Caller], Awaitable[httpx.Response]]:
     async def ask(c: Caller) -> httpx.Response:
         return await c.create(deviceGroups=[c.things.group_name], **{k: v for k, v in PRODUCT.items() if k != without})
@@ -203,6 +213,17 @@ REQUESTS: dict[Row, Callable[[Caller], Awaitable[httpx.Response]]] = {
     ("tasks", R.WINDOW_REVERSED): lambda c: c.window(7200, 3600),
     ("tasks", R.WINDOW_IN_PAST): lambda c: c.window(-120, 3600),
     ("tasks", R.WINDOW_TOO_SHORT): lambda c: c.window(60, 359),
+    ("management subscriptions", MALFORMED): lambda c: c.post(MANAGEMENT, {"notifyType": "x", "callbackUrl": CALLBACK}),
+    ("management subscriptions", R.CALLBACK_BAD): lambda c: c.post(
+        MANAGEMENT, {"notifyType": "swUpgradeStateChangeNotify", "callbackUrl": "http://192.0.2.1/without-a-port"}
+    ),
+    ("subscriptions", MALFORMED): lambda c: c.post(SUBSCRIPTIONS, {"notifyType": 5, "callbackUrl": CALLBACK}),
+    ("subscriptions", R.CALLBACK_BAD): lambda c: c.post(SUBSCRIPTIONS, {**ADDED, "callbackUrl": "http://192.0.2.1:80"}),
+    ("subscriptions", R.SUBSCRIPTION_UNKNOWN): lambda c: c.get(f"{SUBSCRIPTIONS}/nothing"),
+    ("subscriptions", R.SUBSCRIPTIONS_NONE): lambda c: c.ask(
+        "DELETE", SUBSCRIPTIONS, params={"notifyType": "bindDevice"}
+    ),
+    ("subscriptions", R.SUBSCRIPTION_EXISTS): subscribed_twice,
 }
 
 # Limits of the world in which they are asked.

@@ -8,8 +8,8 @@ from openiodm.campaigns.rollout import Standing
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.protocols.port import Contacted, Credential, File, Installed, KnownDevice
-from openiodm.storage.campaigns import STANDING_COLUMNS, STANDING_JOINS, standing_of
 from openiodm.storage.engine import Database, Row
+from openiodm.storage.standings import STANDING_COLUMNS, STANDING_JOINS, standing_of
 
 _FILE = "p.file_id, p.file_type, p.name, p.version AS file_version, f.sha256, f.sha1, f.md5, f.size, f.created_at"
 _DEVICE = """

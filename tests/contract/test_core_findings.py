@@ -12,7 +12,7 @@ import pytest
 
 from openiodm.campaigns.model import Counters, ExecuteType, Policy
 from openiodm.clock import DAY, HOUR, Instant
-from openiodm.protocols.ddi.download import send_pieces
+from openiodm.protocols.ddi.download import Downloads
 from openiodm.protocols.ddi.ranges import Span
 from openiodm.scheduler.model import Done, Job, Progress
 from openiodm.scheduler.runner import Scheduler
@@ -306,10 +306,10 @@ async def test_a_failure_in_mid_download_cuts_it_and_asks_for_no_second_answer(t
         return True
 
     whole = [Span(0, 2 * 1024 * 1024 - 1)]  # the row says more than there is
-    assert not await send_pieces(START, whole, path, receive, send, still_allowed)
+    assert not await Downloads().send(START, whole, path, receive, send, still_allowed)
     assert sent[0] == "http.response.start"
     with pytest.raises(FileNotFoundError):
-        await send_pieces(START, whole, tmp_path / "none", receive, send, still_allowed)
+        await Downloads().send(START, whole, tmp_path / "none", receive, send, still_allowed)
 
 
 async def test_a_slow_reader_costs_little_memory_and_is_cut_soon_after_a_stop(tmp_path: Path) -> None:
@@ -331,7 +331,9 @@ async def test_a_slow_reader_costs_little_memory_and_is_cut_soon_after_a_stop(tm
     async def still_allowed() -> bool:
         return allowed
 
-    task = asyncio.create_task(send_pieces(START, [Span(0, 8 * 1024 * 1024 - 1)], path, receive, send, still_allowed))
+    task = asyncio.create_task(
+        Downloads().send(START, [Span(0, 8 * 1024 * 1024 - 1)], path, receive, send, still_allowed)
+    )
     await asyncio.sleep(1)
     before, allowed = sent, False
     async with asyncio.timeout(1.2):

@@ -296,6 +296,21 @@ SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ),
         ("callback_security", {"application_id": 1, "ca_pem": "PEM", "signing_secret": "s", "changed_at": 1}),
     ],
+    "0007": [
+        (
+            "history",
+            {
+                "id": 6,
+                "upgrade_id": 1,
+                "at": 3,
+                "from_state": "offered",
+                "to_state": "downloading",
+                "action_id": 1,
+                "cause": "report",
+                "xid": 7,
+            },
+        ),
+    ],
 }
 
 # What a row of SAMPLES is when a later revision changes it on purpose: (table, column) -> old value to new value.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openiodm.access.model import Actor, ApplicationKey
+from openiodm.access.model import Actor, ApplicationKey, Product
 from openiodm.campaigns.commands import CampaignCommands
 from openiodm.campaigns.model import CampaignKey, Counters, Policy
 from openiodm.campaigns.queries import CampaignQueries
@@ -19,6 +19,7 @@ from openiodm.devices.model import DeviceKey, Silences
 from openiodm.devices.told import AttributeKeys, ToldCommands
 from openiodm.errors import Reason, Refusal
 from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
+from openiodm.storage.devices import DeviceRows
 from openiodm.storage.engine import Database, Tx
 from openiodm.storage.open import open_database
 from openiodm.storage.work import Work
@@ -302,3 +303,20 @@ async def test_servers_under_load_on_the_same_devices_keep_the_laws_and_fail_nob
         )
     assert failures == []
     await pair.first.check_laws()
+
+
+async def test_a_device_is_found_though_its_product_changes_while_its_lock_is_waited_for(pair: Pair) -> None:
+    """PostgreSQL looked at the product of before, found that it no longer fits, and with it no device: 404."""
+    await pair.first.add_devices(1)
+    lamp = Product("Lamp", "M9", "Acme")
+    async with pair.held() as tx:
+        await DeviceRows(tx).set_product(DeviceKey(1), lamp)
+        found = asyncio.create_task(
+            pair.first.writer.run(lambda work: work.devices.lock_device(ACTOR.application, "d1"))
+        )
+        told = asyncio.create_task(pair.second.writer.run(lambda work: work.told.lock(DeviceKey(1))))
+        await pair.someone_waits(2)
+    device, kept = await found, await told
+    assert device is not None
+    assert kept is not None
+    assert device.product == kept.product == lamp

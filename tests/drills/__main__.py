@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.drills import crowds, devices, faults
+from tests.drills import crowds, devices, faults, hostile
 from tests.drills.world import Report
 
 BOTH = ("sqlite", "postgresql")
@@ -65,6 +65,13 @@ DRILLS = (
         {"devices": (10_000, 100_000), "within": (10.0, 10.0)},
     ),
     Drill("D15", "the disk is full in mid-campaign", faults.disk_full, ("sqlite",), {"devices": (500, 5000)}),
+    Drill(
+        "D17",
+        "slow and endless requests, slow readers, range and zip bombs",
+        hostile.hostile,
+        ("sqlite",),
+        {"peers": (300, 1000), "package_mib": (64, 64)},
+    ),
 )
 
 

@@ -1,8 +1,9 @@
-"""The scripts of docs/examples against a real server process, as a reader runs them."""
+"""What is in docs/examples against a real server process, as a reader runs it."""
 
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import httpx
 import pytest
 
 from openiodm.simulator import Behaviour, DeviceProfile, Fleet, Pace, TokenKind, make_profiles
+from tests.support.certificates import Certificates
 from tests.support.process import Northbound, Server, free_port, gateway_token
+from tests.support.served import serving, shown
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 OPERATIONS = "/iodm/northbound/v1.5.0/operations"
@@ -111,3 +114,78 @@ async def test_the_task_list_answers_each_of_its_eight_parameters(environment: d
 async def test_the_script_fails_where_a_call_is_refused(environment: dict[str, str]) -> None:
     code, _ = await _run("list.sh", {**environment, "OPENIODM_SECRET": "wrong"})
     assert code != 0
+
+
+async def test_the_calls_of_an_upgrades_life_over_https_and_again(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    files = f"{certificates.server.certificate},{certificates.server.key}"
+    async with serving(tmp_path / "data", "--tls", files, client=certificates.context()) as process:
+        credentials = shown(process)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "OPENIODM_URL": process.url,
+            "OPENIODM_APP_ID": credentials["app id"],
+            "OPENIODM_SECRET": credentials["secret"],
+            "CURL_CA_BUNDLE": str(certificates.ca),
+        }
+        for _ in range(2):  # it cleans up what would be in its own way
+            code, printed = await _run("calls.sh", environment)
+            assert code == 0, printed
+            assert printed.count("$ ") == 14
+        code, printed = await _run("calls.sh", {**environment, "OPENIODM_SECRET": "wrong"})
+        assert (code, printed.splitlines()[1]) == (1, "401")
+
+
+COLLECTION = json.loads((EXAMPLES / "openiodm.postman_collection.json").read_text("utf-8"))
+STATUS = re.compile(r'pm\.test\("(\d+)", \(\) => pm\.response\.to\.have\.status\(\1\)\);')
+SET = re.compile(r'pm\.collectionVariables\.set\("(\w+)", pm\.response\.json\(\)\.(\w+)\);')
+
+
+async def test_every_request_of_the_postman_collection_and_again(tmp_path: Path) -> None:
+    async with serving(tmp_path) as process, httpx.AsyncClient() as http:
+        credentials = shown(process)
+        variables = {v["key"]: v["value"] for v in COLLECTION["variable"]}
+        assert [name for name, value in variables.items() if value] == ["baseUrl"]
+        variables |= {"baseUrl": process.url, "appId": credentials["app id"], "secret": credentials["secret"]}
+        for _ in range(2):
+            for item in COLLECTION["item"]:
+                await _play(item, variables, http)
+
+
+async def _play(item: dict[str, Any], variables: dict[str, str], http: httpx.AsyncClient) -> None:
+    """One request as Postman makes it, and its script, of which only two kinds of lines are known here."""
+    (event,) = item["event"]
+    first, *others = event["script"]["exec"]
+    expected = STATUS.fullmatch(first)
+    assert expected is not None, first
+    request = _filled(item["request"], variables)
+    body = request.get("body", {"mode": "none"})
+    content = {"raw": body.get("raw"), "none": None}.get(body["mode"])
+    form = {field["key"]: field["value"] for field in body.get("urlencoded", ())}
+    headers = {h["key"]: h["value"] for h in request.get("header", ())}
+    url = request["url"]
+    assert url["raw"].partition("?")[0] == "/".join([*url["host"], *url["path"]])
+    assert url["raw"].partition("?")[2] == "&".join(f"{q['key']}={q['value']}" for q in url.get("query", ()))
+    answer = await http.request(request["method"], url["raw"], headers=headers, content=content, data=form or None)
+    assert str(answer.status_code) == expected.group(1), (item["name"], answer.text)
+    for line in others:
+        kept = SET.fullmatch(line)
+        assert kept is not None, line
+        assert kept.group(1) in variables
+        variables[kept.group(1)] = answer.json()[kept.group(2)]
+
+
+def _filled(value: Any, variables: dict[str, str]) -> Any:
+    """Every {{name}} replaced; one that is unknown or still empty is an error in the collection."""
+    if isinstance(value, dict):
+        return {k: _filled(v, variables) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_filled(v, variables) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def text(match: re.Match[str]) -> str:
+        assert variables[match.group(1)], match.group(0)
+        return variables[match.group(1)]
+
+    return re.sub(r"{{(\w+)}}", text, value)

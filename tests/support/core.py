@@ -1,6 +1,8 @@
 """A core without edges: the real writer, rows and rules on a real database; devices and packages put in by SQL."""
 
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -228,3 +230,15 @@ async def build_core(database: Database, clock: ManualClock, *, subscribed: bool
             new = NewSubscription(notify_type, ApplicationKey(1), notify_type, "http://r:1/", "r:1")
             assert await SubscriptionRows(tx).insert(new, clock.now())
     return Core(database, clock, writer, commands, queries, reads, subscribed=subscribed)
+
+
+@asynccontextmanager
+async def another(core: Core, database: Database, clock: ManualClock) -> AsyncIterator[Core]:
+    """A second server of the database that `core` has filled."""
+    writer: Writer[Any] = Writer(database, bind)
+    writer.start()
+    commands = CampaignCommands(writer, clock, CLOCKS, ReportDesk(clock), lambda: None, Lane.STOP)
+    try:
+        yield replace(core, database=database, writer=writer, commands=commands)
+    finally:
+        await writer.close()

@@ -23,6 +23,7 @@ class Server:
     """`openiodm serve` in a process of its own, which can be killed and started again."""
 
     def __init__(self, folder: Path, database: str, port: int, log: str = "server.log", **settings: str) -> None:
+        self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self._environment = {
             **os.environ,
@@ -65,6 +66,12 @@ class Server:
                 await asyncio.sleep(0.02)
         raise AssertionError("the server does not answer")
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def send(self, what: signal.Signals) -> None:
         """Sends a signal, if it still runs."""
         assert self._process is not None
@@ -103,6 +110,12 @@ class Northbound:
             except httpx.TransportError:
                 await asyncio.sleep(0.1)
         raise AssertionError(f"no answer to {method} {path}")
+
+    async def headers(self) -> Mapping[str, str]:
+        """What every call carries, for those who write their own."""
+        if not self._headers:
+            await self._login()
+        return self._headers
 
     async def call(self, method: str, path: str, **kwargs: Any) -> Any:
         """The document of a successful answer. A server whose database is away for a moment is asked again."""

@@ -362,7 +362,8 @@ def _farewell(access: Access, operation_id: str) -> str:
 The server stays up until Ctrl-C, and so do the devices.
 
   applications  {access.url}{options.COMPAT}/...   (the published contract)
-                {access.url}{NATIVE}/...   (described by {NATIVE}/openapi.json)
+                {access.url}{NATIVE}/...   (what it cannot say)
+                {access.url}/api/docs   (both, for your browser)
   devices       {access.url}/DEFAULT/controller/v1/NODE_ID   (DDI)
 
 Try it, from another terminal:

@@ -13,8 +13,8 @@ from typing import Any
 import structlog
 
 from openiodm.campaigns.model import Campaign, CampaignFilter
-from openiodm.storage.campaign_log import Trimmed, campaign_log
 from openiodm.storage.campaign_reads import CAMPAIGN, SqlCampaignList, campaign_of
+from openiodm.storage.change_log import CAMPAIGNS, Trimmed, change_log
 from openiodm.storage.engine import Database, Reader, Unreachable
 from openiodm.storage.list_bitmaps import COLUMNS, CampaignBitmaps
 
@@ -41,7 +41,7 @@ class IndexedCampaignList:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._plain = SqlCampaignList(database)
-        self._log = campaign_log(database.engine)
+        self._log = change_log(database.engine, CAMPAIGNS)
         self._bitmaps: CampaignBitmaps | None = None
         self._mark: Any = None
         self._turn = asyncio.Lock()  # snapshots must be applied in the order in which they were taken
@@ -134,8 +134,8 @@ class IndexedCampaignList:
             log.warning("list_index_too_far_behind")
             self._bitmaps = None
             return False
-        for key, row in tail.changes:
-            if row is None:
+        for key, *row in tail.changes:
+            if row[0] is None:
                 self._bitmaps.remove(key)
             else:
                 self._bitmaps.put(row)

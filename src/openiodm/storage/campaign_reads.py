@@ -33,26 +33,26 @@ _ONE = CAMPAIGN + "WHERE c.application_id = $1 AND c.operation_id = $2"
 
 IDEMPOTENT = "SELECT request_hash, operation_id FROM idempotency WHERE application_id = $1 AND key = $2"
 
-_UPGRADE = """
+UPGRADE = """
 SELECT u.ordinal, u.public_id, d.device_id, d.node_id, u.state, u.round, u.action_id, u.source_version,
   CASE WHEN c.kind = 'firmware_upgrade' THEN d.fw_version ELSE d.sw_version END AS current_version,
   u.detail, u.error_code, u.created_at, u.started_at, u.finished_at, u.due_at, u.confirmed, d.last_seen_at,
   (SELECT b.operation_id FROM campaign b WHERE b.id = u.blocker_id) AS blocker
 FROM upgrade u JOIN device d ON d.id = u.device_id JOIN campaign c ON c.id = u.campaign_id
 """
-_PAGE_ALL = _UPGRADE + "WHERE u.campaign_id = $1 AND u.ordinal > $2 AND u.ordinal <= $3 ORDER BY u.ordinal DESC"
+_PAGE_ALL = UPGRADE + "WHERE u.campaign_id = $1 AND u.ordinal > $2 AND u.ordinal <= $3 ORDER BY u.ordinal DESC"
 _PAGE_STATES = f"""
 SELECT k.total, k.wait, k.processing, k.success, k.fail, k.stop, k.timeout, p.*
 FROM campaign_counters k LEFT JOIN (
-  {_UPGRADE} JOIN (
+  {UPGRADE} JOIN (
     SELECT id FROM upgrade WHERE campaign_id = $1 AND state = ANY($2::text[]) ORDER BY ordinal DESC LIMIT $3 OFFSET $4
   ) AS page ON page.id = u.id
 ) AS p ON true WHERE k.campaign_id = $1 ORDER BY p.ordinal DESC
 """
 # Ordinals are dense: the next rows are a range of keys, whatever a planner without statistics believes.
-_AFTER = _UPGRADE + "WHERE u.campaign_id = $1 AND u.ordinal > $2 AND u.ordinal <= $3 ORDER BY u.ordinal"
+_AFTER = UPGRADE + "WHERE u.campaign_id = $1 AND u.ordinal > $2 AND u.ordinal <= $3 ORDER BY u.ordinal"
 _AFTER_STATES = f"""
-{_UPGRADE} JOIN (
+{UPGRADE} JOIN (
   SELECT id FROM upgrade WHERE campaign_id = $1 AND ordinal > $2 AND state = ANY($4::text[]) ORDER BY ordinal LIMIT $3
 ) AS page ON page.id = u.id ORDER BY u.ordinal
 """
@@ -85,15 +85,17 @@ def campaign_of(r: Row) -> Campaign:
         created_at=r["created_at"],
         started_at=r["started_at"],
         stopped_at=r["stopped_at"],
-        counters=_counters_of(r),
+        counters=counters_of(r),
     )
 
 
-def _counters_of(r: Row) -> Counters:
+def counters_of(r: Row) -> Counters:
+    """A row of `campaign_counters`."""
     return Counters(r["total"], r["wait"], r["processing"], r["success"], r["fail"], r["stop"], r["timeout"])
 
 
-def _upgrade_of(r: Row) -> Upgrade:
+def upgrade_of(r: Row) -> Upgrade:
+    """A row of `UPGRADE`."""
     return Upgrade(
         ordinal=r["ordinal"],
         public_id=r["public_id"],
@@ -142,10 +144,10 @@ class SqlCampaignReads:
         if states is None:
             newest = campaign.counters.total - number * size
             rows = await self._db.fetch(_PAGE_ALL, campaign.key, newest - size, newest)
-            return campaign.counters, [_upgrade_of(r) for r in rows]
+            return campaign.counters, [upgrade_of(r) for r in rows]
         names = [s.value for s in states]
         rows = await self._db.fetch(_PAGE_STATES, campaign.key, names, size, number * size)
-        return _counters_of(rows[0]), [_upgrade_of(r) for r in rows if r["ordinal"] is not None]
+        return counters_of(rows[0]), [upgrade_of(r) for r in rows if r["ordinal"] is not None]
 
     async def upgrades_after(
         self, campaign: CampaignKey, after: int, size: int, states: Sequence[UpgradeState] | None
@@ -155,7 +157,7 @@ class SqlCampaignReads:
             rows = await self._db.fetch(_AFTER, campaign, after, after + size)
         else:
             rows = await self._db.fetch(_AFTER_STATES, campaign, after, size, [s.value for s in states])
-        return [_upgrade_of(r) for r in rows]
+        return [upgrade_of(r) for r in rows]
 
     async def history(self, campaign: CampaignKey, device: str) -> Sequence[Change] | None:
         """See the port."""
@@ -184,7 +186,7 @@ class SqlCampaignReads:
             rows = await view.fetch(
                 "SELECT state, count(*) FROM upgrade WHERE campaign_id = $1 GROUP BY state", campaign
             )
-        return _counters_of(counters), {UpgradeState(r[0]): r[1] for r in rows}
+        return counters_of(counters), {UpgradeState(r[0]): r[1] for r in rows}
 
     async def due(self, now: Instant, limit: int) -> Sequence[DeviceKey]:
         """See the port."""

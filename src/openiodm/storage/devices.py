@@ -37,7 +37,9 @@ FROM device d JOIN product p ON p.id = d.product_id
 _BY_ID = f"{_DEVICE} WHERE d.device_id = $1 AND d.application_id = $2 AND d.deleted_at IS NULL"
 _BY_NODE = f"{_DEVICE} WHERE d.node_id = $1 AND d.application_id = $2 AND d.deleted_at IS NULL"
 _BY_KEYS = f"{_DEVICE} WHERE d.id = ANY($1::bigint[])"
-_LOCK = f"{_BY_ID} FOR UPDATE OF d"
+# Before the device is read, not with it: where PostgreSQL waited for a lock it looks at the joined rows of before, and
+# a device whose product had just changed would not be found.
+_LOCK = "SELECT id FROM device WHERE device_id = $1 AND application_id = $2 FOR UPDATE"
 _GROUP = f"""
 SELECT {GROUP_COLUMNS} FROM device_group WHERE group_id = $1 AND application_id = $2 AND deleted_at IS NULL
 """
@@ -114,8 +116,6 @@ _DELETE = """
 UPDATE device SET deleted_at = $3 WHERE device_id = $1 AND application_id = $2 AND deleted_at IS NULL RETURNING id
 """
 _LOCK_KEYS = "SELECT id FROM device WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE"
-# Against whoever gives it an upgrade just now: that refers to the device, which a plain update would let pass.
-_LOCK_FOR_DELETION = "SELECT id FROM device WHERE device_id = $1 AND application_id = $2 FOR UPDATE"
 _TOUCH = UpdateMany("device", {"id": "bigint"}, {"last_seen_at": "bigint", "address": "text"})
 _ACTIVATE = """
 UPDATE device SET activated_at = last_seen_at WHERE id = ANY($1::bigint[]) AND activated_at IS NULL
@@ -295,7 +295,8 @@ class DeviceRows(GroupRows, DeviceReads):
 
     async def lock_device(self, application: ApplicationKey, device_id: str) -> Device | None:
         """Locked until the transaction ends."""
-        return _device_or_none(await self._tx.fetchrow(_LOCK, device_id, application))
+        await self._tx.lock(_LOCK, device_id, application)
+        return await self.device(application, device_id)
 
     async def update_device(
         self,
@@ -334,9 +335,9 @@ class DeviceRows(GroupRows, DeviceReads):
         await self._tx.execute(_SET_TARGET_TOKEN, device, token_hash, now)
 
     async def delete_device(self, application: ApplicationKey, device_id: str, now: Instant) -> DeviceKey | None:
-        """Groups are locked before the device, as everywhere."""
+        """Groups are locked before the device, as everywhere, and that against whoever gives it an upgrade just now."""
         await self.lock_groups_of_device(application, device_id)
-        await self._tx.lock(_LOCK_FOR_DELETION, device_id, application)
+        await self._tx.lock(_LOCK, device_id, application)
         key: DeviceKey | None = await self._tx.fetchval(_DELETE, device_id, application, now)
         if key is not None:
             await self.leave_all_groups(key)

@@ -434,7 +434,16 @@ history = Table(
     Column("to_state", Text, nullable=False),
     Column("action_id", Integer),
     Column("cause", Text, nullable=False),
+    # PostgreSQL: the transaction, by default; ids are not given in the order of commits there (`change_log.py`).
+    Column("xid", BigInteger),
     Index(None, "upgrade_id", "id"),
+    Index(
+        None,
+        "xid",
+        "id",
+        sqlite_where=text("xid IS NOT NULL"),
+        postgresql_where=text("xid IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -479,7 +488,7 @@ idempotency = Table(
     Index(None, "created_at"),
 )
 
-# What changed in the task list, for every server's index of it (`storage/campaign_log.py`). Triggers write it, in the
+# What changed in the task list, for every server's index of it (`storage/change_log.py`). Triggers write it, in the
 # transaction of the change. Apart from `campaign`, so that a change of status touches no index there. No foreign key:
 # a deleted campaign's last entry outlives it.
 campaign_change = Table(
@@ -603,6 +612,13 @@ callback_security = Table(
     CheckConstraint("(certificate_pem IS NULL) = (key_pem IS NULL)", name="pair"),
 )
 
+# Defaults that one engine has. SQLite knows no such function, and needs no such number.
+DEFAULTS = {
+    "postgresql": (
+        "ALTER TABLE history ALTER COLUMN xid SET DEFAULT CAST(CAST(pg_current_xact_id() AS text) AS bigint)",
+    ),
+}
+
 # Of a campaign's listed attributes only the status ever changes. Batch mode on SQLite drops a table's triggers:
 # `migrations/run.py` puts back what is missing.
 TRIGGERS = {
@@ -626,7 +642,7 @@ TRIGGERS = {
         FOR EACH ROW WHEN (NEW.status <> OLD.status) EXECUTE FUNCTION campaign_changed()""",
     ),
 }
-for _engine, _statements in TRIGGERS.items():
+for _engine, _statements in (*DEFAULTS.items(), *TRIGGERS.items()):
     for _statement in _statements:
         _ddl = DDL(_statement)  # type: ignore[no-untyped-call]  # SQLAlchemy has no annotation there
         event.listen(metadata, "after_create", _ddl.execute_if(dialect=_engine))

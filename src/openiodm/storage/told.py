@@ -11,9 +11,11 @@ from openiodm.devices.told import Kept
 from openiodm.storage.devices import DeviceRows
 from openiodm.storage.engine import Tx
 
-_LOCK = """
+# Before the device is read, not with it: see `storage.devices`.
+_LOCK = "SELECT id FROM device WHERE id = $1 FOR NO KEY UPDATE"
+_KEPT = """
 SELECT d.attributes, t.device_type, t.model, t.manufacturer_name, d.self_registered, d.fw_version, d.sw_version
-FROM device d JOIN product t ON t.id = d.product_id WHERE d.id = $1 AND d.deleted_at IS NULL FOR NO KEY UPDATE OF d
+FROM device d JOIN product t ON t.id = d.product_id WHERE d.id = $1 AND d.deleted_at IS NULL
 """
 _VERSIONS = """
 UPDATE device SET fw_version = coalesce($2, fw_version), sw_version = coalesce($3, sw_version),
@@ -37,7 +39,8 @@ class ToldRows:
 
     async def lock(self, device: DeviceKey) -> Kept | None:
         """See the port."""
-        r = await self._tx.fetchrow(_LOCK, device)
+        await self._tx.lock(_LOCK, device)
+        r = await self._tx.fetchrow(_KEPT, device)
         if r is None:
             return None
         attributes = msgspec.json.decode(r[0], type=dict[str, str])

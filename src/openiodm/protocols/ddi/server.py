@@ -25,7 +25,7 @@ from openiodm.http.clients import client_address, peer_of
 from openiodm.protocols.ddi import answers, codec, ranges, session
 from openiodm.protocols.ddi.answers import ErrorCode
 from openiodm.protocols.ddi.codec import DdiFormatError
-from openiodm.protocols.ddi.download import send_pieces
+from openiodm.protocols.ddi.download import Downloads
 from openiodm.protocols.ddi.negotiation import Media, choose_media, etag_of, match_etag, media_of
 from openiodm.protocols.ddi.session import Base
 from openiodm.protocols.port import Contacted, Credential, DeviceDirectory, File, KnownDevice
@@ -128,6 +128,7 @@ class DdiServer:
         self._campaigns = campaigns
         self._devices = devices
         self._path_of = path_of
+        self._downloads = Downloads()
         self._clock = clock
         self._poll_seconds = poll_seconds
         self._device_url = device_url.rstrip("/")
@@ -428,7 +429,9 @@ class DdiServer:
 
         path = self._path_of(file.sha256)
         try:
-            complete = await send_pieces(start, plan.pieces, path, request.receive, request.send, still_allowed)
+            complete = await self._downloads.send(
+                start, plan.pieces, path, request.receive, request.send, still_allowed
+            )
         except FileNotFoundError as error:
             log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
             raise _not_found("the artifact is not in the store") from error

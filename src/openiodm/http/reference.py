@@ -41,9 +41,10 @@ section h3 { margin: 1rem 0 .2rem; font-size: 1.1rem }
 h4 { margin: 1rem 0 .3rem; font-size: .95rem }
 table { border-collapse: collapse; width: 100%; font-size: .9rem }
 th, td { text-align: left; vertical-align: top; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line) }
-th { font-weight: 600 } code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere }
+th { font-weight: 600 } code { font: .9em ui-monospace, monospace; overflow-wrap: break-word }
 td:first-child { white-space: nowrap } .must { color: var(--delete) } .note { opacity: .75 }
-@media (max-width: 55rem) { .columns { display: block } nav { position: static; height: auto; border: 0 } }
+@media (max-width: 55rem) { .columns { display: block } nav { position: static; height: auto; border: 0 }
+  table { display: block; overflow-x: auto } }
 """
 
 

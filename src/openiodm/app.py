@@ -5,7 +5,6 @@ What is connected to what is read here and nowhere else.
 
 import asyncio
 import os
-import resource
 import secrets
 import signal
 import socket
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-import uvicorn
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
@@ -44,8 +42,9 @@ from openiodm.devices.model import DeviceKey, Silences
 from openiodm.devices.queries import DeviceQueries, GroupQueries
 from openiodm.devices.told import AttributeKeys, ToldCommands
 from openiodm.http.clients import client_address
-from openiodm.http.connections import BoundedProtocol, drop_slow
 from openiodm.http.routes import Route, api_router, json_response
+from openiodm.listeners import StartError as StartError  # what `running` raises
+from openiodm.listeners import address_of, listener, listening, renew
 from openiodm.northbound.compat import auth as compat_auth
 from openiodm.northbound.compat import credentials as compat_credentials
 from openiodm.northbound.compat import devices as compat_devices
@@ -76,7 +75,7 @@ from openiodm.packages.queries import PackageQueries
 from openiodm.protocols.ddi import codec
 from openiodm.protocols.ddi.server import DdiServer
 from openiodm.scheduler.runner import Periodic, Scheduler
-from openiodm.settings import Settings, host_port
+from openiodm.settings import Settings
 from openiodm.storage import change_log
 from openiodm.storage.access import AccessReads, SharedFlow
 from openiodm.storage.audit import AuditReads
@@ -95,7 +94,7 @@ from openiodm.storage.subscriptions import SubscriptionStore
 from openiodm.storage.upgrade_pages import IndexedCampaignReads
 from openiodm.storage.work import Work
 from openiodm.storage.writer import Lane, Writer
-from openiodm.tls import ClientCertificates, ServerTls, TlsError, TlsFiles
+from openiodm.tls import ServerTls
 
 CLOCK_SWEEP_S = 1.0
 CLOCK_SWEEP_DEVICES = 500  # whose phase clock ran out, handled at once
@@ -103,16 +102,10 @@ CLEAN_UP_S = 60.0
 RENEWAL_LOOK_S = 60.0  # at the files of certificates
 SWITCH_INTERVAL_S = 0.0005  # a thread that computes (hashing an upload) must not starve the loop of the GIL
 READY_WITHIN_S = 5.0
-SLOW_TICKS = 20  # of 0.1 s
-KEEP_ALIVE_S = 75  # longer than the polls' default interval, so that a device keeps its connection
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-
-class StartError(Exception):
-    """The server cannot start; the message says why, for a person."""
 
 
 class DatabaseClock:
@@ -436,104 +429,6 @@ def _ddi(rooms: Rooms) -> DdiServer:
     )
 
 
-class _Listener(uvicorn.Server):
-    """One address. Signals are the caller's business: two listeners must not both catch them."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leaves them alone."""
-        yield
-
-    async def on_tick(self, counter: int) -> bool:
-        """uvicorn's own tick, ten a second; every `SLOW_TICKS` of them slow peers are cut off."""
-        if counter % SLOW_TICKS == 0:
-            dropped = drop_slow(list(self.server_state.connections), asyncio.get_running_loop().time())
-            if dropped:
-                log.warning("slow_peers_dropped", connections=dropped)
-        return await super().on_tick(counter)
-
-
-@dataclass(frozen=True, slots=True)
-class _Address:
-    """Where to listen, and for whom."""
-
-    host: str
-    port: int
-    applications: bool
-    devices: bool
-    tls: ServerTls | None
-
-
-def _addresses(settings: Settings) -> list[_Address]:
-    """One for all, or one for applications and one for devices.
-
-    Raises:
-        StartError: a file of the TLS settings does not do.
-    """
-    split = bool(settings.device_listen)
-    host, port = host_port(settings.listen, "listen")
-    addresses = [_Address(host, port, applications=True, devices=not split, tls=_tls(settings, ""))]
-    if split:
-        host, port = host_port(settings.device_listen, "device_listen")
-        addresses.append(_Address(host, port, applications=False, devices=True, tls=_tls(settings, "device_")))
-    return addresses
-
-
-def _listener(rooms: Rooms, address: _Address) -> _Listener:
-    tls = address.tls
-    config = uvicorn.Config(
-        Front(rooms, applications=address.applications, devices=address.devices),
-        host=address.host,
-        port=address.port,
-        loop="none",  # the command line has chosen one
-        http=BoundedProtocol,
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        backlog=4096,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=rooms.settings.shutdown_grace_s,
-        ssl_context_factory=None if tls is None else lambda _config, _default: tls.context,
-    )
-    return _Listener(config)
-
-
-def _tls(settings: Settings, prefix: str) -> ServerTls | None:
-    """The TLS of one address, by its four settings; None: plain HTTP.
-
-    Raises:
-        StartError: a file does not do; it names the setting.
-    """
-    certificate, key, client_ca, clients = (
-        getattr(settings, f"{prefix}tls_{name}") for name in ("certificate", "key", "client_ca", "client_certificates")
-    )
-    if not certificate:
-        return None
-    files = TlsFiles(
-        certificate=Path(certificate),
-        key=Path(key or certificate),
-        client_ca=Path(client_ca) if client_ca else None,
-        clients=ClientCertificates(clients),
-        prefix=prefix,
-    )
-    try:
-        return ServerTls(files)
-    except TlsError as error:
-        raise StartError(str(error)) from error
-
-
-async def renew(tls: ServerTls) -> None:
-    """Takes up a renewed certificate; what cannot be used is said, and what was there before goes on."""
-    try:
-        if await asyncio.to_thread(tls.renew):
-            log.info("tls_renewed", certificate=str(tls.certificate))
-    except TlsError as error:
-        log.error("tls_not_renewed", error=str(error))
-
-
 @asynccontextmanager
 async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[None]:
     """Scheduler, clocks, clean-ups, renewals and the list's index, stopped in reverse order."""
@@ -593,12 +488,6 @@ async def _trim_log(rooms: Rooms) -> None:
         continue
 
 
-def _many_files() -> None:
-    """As many connections as the system lets us have: shells and services start with 1,024, one for each device."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 @asynccontextmanager
 async def running(settings: Settings, started: Callable[[Rooms], Any] | None = None) -> AsyncIterator[Rooms]:
     """A whole server between enter and exit: listeners open, everything working.
@@ -606,48 +495,20 @@ async def running(settings: Settings, started: Callable[[Rooms], Any] | None = N
     Raises:
         StartError: an address is taken, or another server owns the database file.
     """
-    addresses = _addresses(settings)
-    _many_files()
+    split = bool(settings.device_listen)
+    addresses = [address_of(settings), *([address_of(settings, "device_")] if split else [])]
     with _owned(settings):
         tls = [address.tls for address in addresses if address.tls is not None]
         async with open_rooms(settings) as rooms, _background(rooms, tls):
-            listeners = [_listener(rooms, address) for address in addresses]
-            async with _listening(listeners):
+            fronts = [Front(rooms, applications=True, devices=not split)]
+            if split:
+                fronts.append(Front(rooms, applications=False, devices=True))
+            grace_s = settings.shutdown_grace_s
+            listeners = [listener(front, at, grace_s) for front, at in zip(fronts, addresses, strict=True)]
+            async with listening(listeners):
                 if started is not None:
                     await started(rooms)
                 yield rooms
-
-
-@asynccontextmanager
-async def _listening(listeners: list[_Listener]) -> AsyncIterator[None]:
-    tasks = []
-    for listener in listeners:
-        sock = _bind(listener.config.host, listener.config.port)
-        tasks.append(asyncio.create_task(listener.serve(sockets=[sock]), name=f"listen:{listener.config.port}"))
-    try:
-        while not all(listener.started for listener in listeners):
-            for task in tasks:
-                if task.done():
-                    task.result()
-                    raise StartError("a listener ended while it started")
-            await asyncio.sleep(0.005)
-        yield
-    finally:
-        for listener in listeners:
-            listener.should_exit = True
-        await asyncio.gather(*tasks)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    return sock
 
 
 @contextmanager

@@ -24,6 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "settings": ("clock", "errors"),
     "logs": ("clock", "settings"),
     "tls": (),
+    "listeners": ("http", "settings", "tls"),
     "access": BASE,
     "packages": (*BASE, "access"),
     "devices": (*BASE, "access"),

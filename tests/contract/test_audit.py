@@ -11,10 +11,11 @@ import httpx
 import pytest
 
 from openiodm.access.model import AuditEntry, AuditFilter, AuditPlace
-from openiodm.errors import Refusal
+from openiodm.errors import Reason, Refusal
 from openiodm.http.routes import Route
 from openiodm.storage.audit import AuditReads
 from openiodm.storage.sqlite import SqliteDatabase
+from openiodm.storage.work import Work
 from tests.conftest import ManualClock
 from tests.support.routes import COMPAT, NATIVE, label
 from tests.support.server import PRODUCT as WORLDS_PRODUCT
@@ -191,6 +192,19 @@ async def test_what_is_refused_leaves_no_row(world: World) -> None:
     assert wrong.status_code == 401
     with pytest.raises(Refusal):
         await world.rooms.access.rotate_secret("nobody")
+    assert await trail(world) == before
+
+
+async def test_a_row_goes_with_its_transaction(world: World) -> None:
+    """Law 4's other half: there is no row of a change that was rolled back, whenever it was written."""
+    before = await trail(world)
+
+    async def refused(work: Work) -> None:
+        await work.audit.record(world.actor, "device.delete", "d", world.clock.now())
+        raise Refusal(Reason.DEVICE_UNKNOWN)
+
+    with pytest.raises(Refusal):
+        await world.rooms.writer.run(refused)
     assert await trail(world) == before
 
 

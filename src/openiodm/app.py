@@ -438,7 +438,7 @@ async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[N
 
     periodics = [
         Periodic("clocks", CLOCK_SWEEP_S, expire),
-        Periodic("clean_up", CLEAN_UP_S, lambda: _clean_up(rooms)),
+        Periodic("clean_up", CLEAN_UP_S, lambda: clean_up(rooms)),
         *(Periodic("tls", RENEWAL_LOOK_S, partial(renew, one)) for one in tls),
     ]
     if isinstance(rooms.clock, DatabaseClock):
@@ -470,9 +470,11 @@ async def expire_due(rooms: Rooms) -> int:
     return len(outcomes)
 
 
-async def _clean_up(rooms: Rooms) -> None:
+async def clean_up(rooms: Rooms) -> None:
+    """What is over, or was deleted long ago, goes."""
     await rooms.access.remove_expired_tokens()
     await rooms.audit.forget_old()
+    await rooms.last_seen.flush()  # or a device that came at the last moment would be deleted
     await rooms.devices.delete_unactivated(DeviceStore(rooms.database))
     await rooms.groups.sweep_deleted()
     await rooms.packages.collect()

@@ -8,6 +8,7 @@ from typing import Any
 import cbor2
 import pytest
 
+from openiodm.app import clean_up
 from openiodm.clock import Instant
 from openiodm.northbound.compat.times import format_time
 from tests.conftest import ManualClock
@@ -652,3 +653,21 @@ async def test_a_first_contact_beyond_the_applications_limit_is_told_to_come_lat
         answer = await world.http.get(world.ddi("second"), headers=world.gateway)
         assert answer.status_code == 429
         assert (await world.http.get(world.ddi("first"), headers=world.gateway)).status_code == 200
+
+
+async def test_section_5_2_a_device_that_came_at_the_last_moment_is_not_deleted(world: World) -> None:
+    """Its contact is in memory for some seconds; the clean-up looked at the database alone."""
+    headers = await world.login()
+    credentials = "/iocm/app/reg/v1.1.0/deviceCredentials"
+    for node_id in ("in-time", "late"):
+        body = {"nodeId": node_id, "timeout": 60}
+        assert (await world.http.post(credentials, headers=headers, json=body)).status_code == 200
+    world.advance(59)
+    await world.poll("in-time")
+    world.advance(2)
+    if world.rooms.database.engine == "postgresql":  # its clock is the database's own
+        async with world.rooms.database.transaction() as tx:
+            await tx.execute("UPDATE device SET activation_due_at = registered_at")
+    await clean_up(world.rooms)
+    left = await world.rooms.database.fetch("SELECT node_id FROM device WHERE deleted_at IS NULL")
+    assert [row[0] for row in left] == ["in-time"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -612,3 +613,17 @@ async def test_section_5_4_filters_read_an_index_and_not_the_devices(app: App, d
         sql = f"EXPLAIN QUERY PLAN SELECT count(*) FROM device d WHERE {where} AND {condition}"
         plan = " ".join(row[3] for row in await database.fetch(sql))
         assert f"ix_device_application_{index}_live" in plan, plan
+
+
+async def test_section_5_4_a_location_may_be_as_long_as_the_contract_has_it(app: App) -> None:
+    """PostgreSQL's indexes do not take 4,096 bytes that cannot be compressed: it was 500/50252."""
+    chance = random.Random(1)
+    long = "".join(chr(chance.randrange(0x20000, 0x2A6DF)) for _ in range(1024))
+    near = long[:-1] + "x"
+    cut = long[:256]
+    for node_id, location in (("long", long), ("near", near), ("cut", cut)):
+        await app.register(node_id, deviceInfo={"location": location})
+    device_id = await app.register("moved")
+    assert (await app.http.put(f"{DEVICES}/{device_id}", json={"location": long})).status_code == 204
+    for location, nodes in ((long, ["moved", "long"]), (near, ["near"]), (cut, ["cut"]), (cut[:-1], [])):
+        assert await listed(app, location=location) == nodes

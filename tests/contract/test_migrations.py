@@ -5,6 +5,7 @@ a partial index, triggers, AUTOINCREMENT) gets lost on the way. A new revision n
 """
 
 import asyncio
+import json
 import re
 import sqlite3
 import uuid
@@ -590,11 +591,16 @@ def test_0003_fills_in_what_the_device_list_reads_by_index(new_database: NewData
     url = new_database()
     upgrade(url, "0002")
     rows = [row for row in SAMPLES["0001"] if row[0] in {"application", "product"}]
-    forever = {**DEVICE, "id": 8, "device_id": "d8", "node_id": "n8", "info": "{}", "activation_timeout": 0}
+    long = "".join(chr(0x20000 + i * 37) for i in range(1024))  # more than an index of PostgreSQL takes
+    info = json.dumps({"location": long}, ensure_ascii=False)
+    forever = {**DEVICE, "id": 8, "device_id": "d8", "node_id": "n8", "info": info, "activation_timeout": 0}
     on(url, lambda c: insert(c, [*rows, ("device", DEVICE), ("device", forever)]))
     upgrade(url)
     sql = text("SELECT location, activation_due_at FROM device ORDER BY id DESC")
-    assert on(url, lambda c: [tuple(row) for row in c.execute(sql)]) == [('a "quoted" roof', 61_000), (None, None)]
+    assert on(url, lambda c: [tuple(row) for row in c.execute(sql)]) == [
+        ('a "quoted" roof', 61_000),
+        (long[:256], None),
+    ]
 
 
 def test_a_server_opens_an_old_database_with_its_rows_and_migrates_it(new_database: NewDatabase) -> None:

@@ -172,7 +172,7 @@ device = Table(
     Column("attributes_wanted", Boolean, nullable=False),
     Column("auto_confirm", Text),  # JSON {initiator, remark, activatedAt} while active
     Column("info", Text, nullable=False),  # JSON: the contract's other deviceInfo members
-    Column("location", Text),  # of info, copied: the list filters by it
+    Column("location", Text),  # of info, its beginning copied: the list filters by it
     Column("token_hash", Text),  # DDI target token
     Column("verify_code", Text),
     Column("psk", Text),

@@ -8,7 +8,11 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-LOCATION = {"sqlite": "json_extract(info, '$.location')", "postgresql": "CAST(info AS json) ->> 'location'"}
+# Its beginning: a whole one may be too long for an index of PostgreSQL.
+LOCATION = {
+    "sqlite": "substr(json_extract(info, '$.location'), 1, 256)",
+    "postgresql": "substr(CAST(info AS json) ->> 'location', 1, 256)",
+}
 
 
 def upgrade() -> None:

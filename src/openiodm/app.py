@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import structlog
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openiodm import __version__
 from openiodm.access.audit import AuditTrail
@@ -30,6 +30,7 @@ from openiodm.access.ports import FlowControl
 from openiodm.access.queries import AccessQueries
 from openiodm.campaigns import jobs as campaign_jobs
 from openiodm.campaigns.commands import CampaignCommands
+from openiodm.campaigns.drift import DriftCheck
 from openiodm.campaigns.model import Clocks
 from openiodm.campaigns.queries import CampaignQueries
 from openiodm.campaigns.reports import Outcome, ReportDesk
@@ -44,7 +45,8 @@ from openiodm.devices.told import AttributeKeys, ToldCommands
 from openiodm.http.clients import client_address
 from openiodm.http.routes import Route, api_router, json_response
 from openiodm.listeners import StartError as StartError  # what `running` raises
-from openiodm.listeners import address_of, listener, listening, renew
+from openiodm.listeners import Address, Listener, address_of, listener, listening, renew
+from openiodm.metrics import Exposition, Measured, Metrics
 from openiodm.northbound.compat import auth as compat_auth
 from openiodm.northbound.compat import credentials as compat_credentials
 from openiodm.northbound.compat import devices as compat_devices
@@ -75,7 +77,7 @@ from openiodm.packages.queries import PackageQueries
 from openiodm.protocols.ddi import codec
 from openiodm.protocols.ddi.server import DdiServer
 from openiodm.scheduler.runner import Periodic, Scheduler
-from openiodm.settings import Settings
+from openiodm.settings import Settings, host_port
 from openiodm.storage import change_log
 from openiodm.storage.access import AccessReads, SharedFlow
 from openiodm.storage.audit import AuditReads
@@ -88,6 +90,7 @@ from openiodm.storage.engine import Database
 from openiodm.storage.notices import NoticeRules
 from openiodm.storage.open import open_database, sqlite_path
 from openiodm.storage.outbox import OutboxReads
+from openiodm.storage.overview import overview
 from openiodm.storage.packages import PackageReads
 from openiodm.storage.sqlite import ServerLock
 from openiodm.storage.subscriptions import SubscriptionStore
@@ -102,6 +105,7 @@ CLEAN_UP_S = 60.0
 RENEWAL_LOOK_S = 60.0  # at the files of certificates
 SWITCH_INTERVAL_S = 0.0005  # a thread that computes (hashing an upload) must not starve the loop of the GIL
 READY_WITHIN_S = 5.0
+DRIFT_LOOK_S = 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -392,6 +396,19 @@ class Front:
         else:
             await json_response({"error": "not found"}, 404)(scope, receive, send)
 
+    @property
+    def downloads(self) -> int:
+        """How many are under way."""
+        return 0 if self._ddi is None else self._ddi.downloads.active
+
+    def api_of(self, path: str) -> str:
+        """ddi, native, health or compat."""
+        if self._ddi is not None and DdiServer.serves(path):
+            return "ddi"
+        if path.startswith("/api/"):
+            return "native"
+        return "health" if path in ("/healthz", "/readyz") else "compat"
+
     def _from_client(self, scope: Scope) -> Scope:
         """The scope as if no proxy stood between. DDI looks behind proxies itself: it also needs to know of them."""
         return {**scope, "client": (client_address(scope, self._trusted_proxies), 0)}
@@ -505,12 +522,39 @@ async def running(settings: Settings, started: Callable[[Rooms], Any] | None = N
             fronts = [Front(rooms, applications=True, devices=not split)]
             if split:
                 fronts.append(Front(rooms, applications=False, devices=True))
-            grace_s = settings.shutdown_grace_s
-            listeners = [listener(front, at, grace_s) for front, at in zip(fronts, addresses, strict=True)]
-            async with listening(listeners):
-                if started is not None:
-                    await started(rooms)
-                yield rooms
+            async with _measured(rooms, fronts) as (apps, more):
+                at = zip(apps, addresses, strict=True)
+                listeners = [listener(app, address, settings.shutdown_grace_s) for app, address in at]
+                async with listening([*listeners, *more]):
+                    if started is not None:
+                        await started(rooms)
+                    yield rooms
+
+
+@asynccontextmanager
+async def _measured(rooms: Rooms, fronts: Sequence[Front]) -> AsyncIterator[tuple[Sequence[ASGIApp], list[Listener]]]:
+    """The fronts, with their answers counted, and the listener that tells Prometheus; as they are, if nobody asks."""
+    settings = rooms.settings
+    if not settings.metrics_listen:
+        yield fronts, []
+        return
+    metrics = Metrics(__version__)
+    rooms.writer.committed = metrics.committed
+    rooms.campaigns.signalled = metrics.signalled
+
+    async def refresh() -> None:
+        seen = await overview(rooms.database, rooms.clock.now())
+        metrics.look(seen, rooms.writer.waiting(), sum(front.downloads for front in fronts))
+
+    host, port = host_port(settings.metrics_listen, "metrics_listen")
+    check = DriftCheck(rooms.campaign_reads, metrics.recounted)
+    periodic = Periodic("drift", DRIFT_LOOK_S, check.look)
+    periodic.start()
+    try:
+        apps = [Measured(front, metrics, front.api_of) for front in fronts]
+        yield apps, [listener(Exposition(metrics, refresh), Address(host, port, None), settings.shutdown_grace_s)]
+    finally:
+        await periodic.close()
 
 
 @contextmanager

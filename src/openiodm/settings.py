@@ -37,6 +37,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """HOST:PORT of the northbound APIs (and of the devices, unless `device_listen` is set)."""
     device_listen: str = ""
     """HOST:PORT for devices alone: then `listen` serves no device and this address no application."""
+    metrics_listen: str = ""
+    """HOST:PORT of `GET /metrics` for Prometheus, without a token: not for the public; empty: nothing is measured."""
     device_url: str = ""
     """Base URL that devices reach us at, for the links they are given; empty: as they addressed us."""
     trusted_proxies: tuple[str, ...] = ()
@@ -250,6 +252,8 @@ def _is_host_or_network(entry: str) -> bool:
 
 def _check(settings: Settings) -> None:
     host_port(settings.listen, "listen")
+    if settings.metrics_listen:
+        host_port(settings.metrics_listen, "metrics_listen")
     if settings.device_listen:
         address = host_port(settings.device_listen, "device_listen")
         if address == host_port(settings.listen, "listen"):

@@ -25,6 +25,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "logs": ("clock", "settings"),
     "tls": (),
     "listeners": ("http", "settings", "tls"),
+    "metrics": (),
     "access": BASE,
     "packages": (*BASE, "access"),
     "devices": (*BASE, "access"),
@@ -32,7 +33,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "campaigns": (*BASE, "access", "packages", "devices", "scheduler.model"),
     "notifications": (*BASE, "access", "devices", "campaigns", "scheduler.model"),
     # `protocols.port` is a port like those of the domain rooms: no codec, no session, no server.
-    "storage": (*BASE, *DOMAIN, "notifications", "scheduler.model", "settings", "protocols.port"),
+    "storage": (*BASE, *DOMAIN, "notifications", "scheduler.model", "settings", "protocols.port", "metrics"),
     "http": ("access.model", "errors"),
     "northbound": (*BASE, *DOMAIN, "notifications", "http", "settings"),
     "northbound.compat": (*BASE, *DOMAIN, "notifications", "http", "settings", "northbound.*"),

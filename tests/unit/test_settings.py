@@ -14,6 +14,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "database": ('"postgresql://u:p@h/d"', "postgresql://u:p@h/d", "postgresql://u:p@h/d"),
     "listen": ('"[::1]:9000"', "[::1]:9000", "[::1]:9000"),
     "device_listen": ('"0.0.0.0:9001"', "0.0.0.0:9001", "0.0.0.0:9001"),
+    "metrics_listen": ('"[::1]:9464"', "[::1]:9464", "[::1]:9464"),
     "device_url": ('"https://ota.example"', "https://ota.example", "https://ota.example"),
     "trusted_proxies": ('["10.0.0.1", "::1"]', "10.0.0.1, ::1", ("10.0.0.1", "::1")),
     "tls_certificate": ('"c.pem"', "c.pem", "c.pem"),
@@ -84,6 +85,7 @@ BESIDE: dict[str, dict[str, str]] = {
 NONSENSE: dict[str, list[str]] = {
     "database": ["mysql://u:hunter2@h/d", "openiodm.db"],
     "listen": ["", "localhost", ":8743", "localhost:http", "localhost:65536", "localhost:-1", "8743"],
+    "metrics_listen": ["localhost", ":1", "h:99999"],
     "device_listen": ["localhost", ":1", "h:99999", "127.0.0.1:8743"],  # the last is what `listen` is
     "device_url": ["ota.example", "ftp://ota.example"],
     "trusted_proxies": ["proxy.example", "10.0.0.0/8", "10.0.0.1 10.0.0.2"],

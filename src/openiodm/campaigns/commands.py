@@ -42,6 +42,8 @@ class CampaignCommands:
         self._desk = desk
         self._wake = wake
         self._stop_lane = stop_lane
+        self.signalled: Callable[[str], None] = lambda _what: None
+        """Hears of every signal that has become durable."""
 
     async def create(self, actor: Actor, asked: NewCampaign) -> str:
         """Writes campaign, upgrades, counters and its first jobs; the operationId.
@@ -216,6 +218,7 @@ class CampaignCommands:
     async def signal(self, device: DeviceKey, what: What) -> Outcome:
         """What a protocol heard from a device; durable when it returns."""
         outcome: Outcome = await self._writer.report(self._desk, Signal(device, what))
+        self.signalled(type(what).__name__.lower())
         return outcome
 
 

@@ -352,6 +352,10 @@ class CampaignReads(Protocol):
         """The counters as they stand and the rows counted by state, in one snapshot on a connection of its own."""
         ...
 
+    async def unfinished(self, after: CampaignKey, limit: int, most: int) -> Sequence[CampaignKey]:
+        """The next unfinished campaigns of at most `most` devices, by key; on a connection of its own."""
+        ...
+
     async def due(self, now: Instant, limit: int) -> Sequence[DeviceKey]:
         """Devices whose phase clock has run out."""
         ...

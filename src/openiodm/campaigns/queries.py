@@ -139,10 +139,15 @@ class CampaignQueries:
         """Counts the rows, in one snapshot with the counters (law 2)."""
         campaign = await self.one(actor, operation_id)
         counters, states = await self._reads.recount(campaign.key)
-        counted = dict.fromkeys((c.value for c in Counter), 0)
-        for state, count in states.items():
-            counted[COUNTER_OF[state].value] += count
-        return Recount(counters, Counters(total=sum(counted.values()), **counted), states)
+        return Recount(counters, counted(states), states)
+
+
+def counted(states: Mapping[UpgradeState, int]) -> Counters:
+    """The counters that rows of these states must have."""
+    sums = dict.fromkeys((c.value for c in Counter), 0)
+    for state, count in states.items():
+        sums[COUNTER_OF[state].value] += count
+    return Counters(total=sum(sums.values()), **sums)
 
 
 def why_waiting(campaign: Campaign, u: Upgrade, now: Instant) -> str | None:

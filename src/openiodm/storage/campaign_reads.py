@@ -61,6 +61,10 @@ SELECT u.id FROM upgrade u JOIN device d ON d.id = u.device_id
 WHERE u.campaign_id = $1 AND d.application_id = (SELECT application_id FROM campaign WHERE id = $1)
   AND (d.device_id = $2 OR d.node_id = $2) ORDER BY d.device_id = $2 DESC, u.id DESC LIMIT 1
 """
+_UNFINISHED = """
+SELECT c.id FROM campaign c JOIN campaign_counters k ON k.campaign_id = c.id
+WHERE c.id > $1 AND c.status IN ('wait', 'processing') AND k.total <= $3 ORDER BY c.id LIMIT $2
+"""
 _DUE = "SELECT device_id FROM upgrade WHERE due_at <= $1 ORDER BY due_at LIMIT $2"
 
 
@@ -187,6 +191,11 @@ class SqlCampaignReads:
                 "SELECT state, count(*) FROM upgrade WHERE campaign_id = $1 GROUP BY state", campaign
             )
         return counters_of(counters), {UpgradeState(r[0]): r[1] for r in rows}
+
+    async def unfinished(self, after: CampaignKey, limit: int, most: int) -> Sequence[CampaignKey]:
+        """See the port."""
+        async with self._db.snapshot() as view:
+            return [CampaignKey(r[0]) for r in await view.fetch(_UNFINISHED, after, limit, most)]
 
     async def due(self, now: Instant, limit: int) -> Sequence[DeviceKey]:
         """See the port."""

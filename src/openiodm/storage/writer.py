@@ -13,6 +13,7 @@ connection broke may be there.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
@@ -84,10 +85,16 @@ class Writer(Generic[W]):
         self._task: asyncio.Task[None] | None = None
         self.commits = 0
         self.items = 0
+        self.committed: Callable[[float, int], None] = lambda _seconds, _items: None
+        """Hears of every commit: how long it took, and of how many items it was."""
 
     def start(self) -> None:
         """Begins to work; the task belongs to this object and ends in `close`."""
         self._task = asyncio.create_task(self._run(), name="writer")
+
+    def waiting(self) -> dict[str, int]:
+        """How many items wait in each lane."""
+        return {lane.name.lower(): len(items) for lane, items in self._lanes.items()}
 
     async def close(self) -> None:
         """Commits what was taken, then ends."""
@@ -145,6 +152,7 @@ class Writer(Generic[W]):
     async def _commit(self, batch: list[_Item[W]], tries: int = CONFLICT_TRIES) -> None:
         if not batch:
             return
+        began = time.perf_counter()
         try:
             results = await self._in_transaction(batch)
         except Unreachable as error:
@@ -163,8 +171,10 @@ class Writer(Generic[W]):
                 for item in batch:
                     await self._commit([item])
                 return
-        self.commits += 1
-        self.items += len(batch)
+        else:
+            self.commits += 1
+            self.items += len(batch)
+            self.committed(time.perf_counter() - began, len(batch))
         for item, result in zip(batch, results, strict=True):
             if item.future.done():
                 continue

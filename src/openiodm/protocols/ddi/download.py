@@ -34,7 +34,7 @@ class Downloads:
     """
 
     def __init__(self) -> None:
-        self._active = 0
+        self.active = 0
 
     async def send(
         self,
@@ -60,7 +60,7 @@ class Downloads:
             return True
         fd = await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
         gone = asyncio.create_task(_disconnect(receive), name="download-disconnect")
-        self._active += 1
+        self.active += 1
         try:
             await send(start)
             return await self._stream(pieces, fd, path, gone, send, still_allowed)
@@ -68,7 +68,7 @@ class Downloads:
             log.exception("download_failed", path=str(path))
             return False
         finally:
-            self._active -= 1
+            self.active -= 1
             gone.cancel()
             os.close(fd)
 
@@ -94,7 +94,7 @@ class Downloads:
                     if not await still_allowed():
                         return False
                     checked = time.monotonic()
-                size = max(LEAST_BYTES, min(size, SHARED_BYTES // self._active))
+                size = max(LEAST_BYTES, min(size, SHARED_BYTES // self.active))
                 data = await asyncio.to_thread(_read, fd, min(size, piece.end + 1 - at), at, path)
                 began = time.monotonic()
                 await _send(send, data)

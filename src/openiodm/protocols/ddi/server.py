@@ -128,7 +128,7 @@ class DdiServer:
         self._campaigns = campaigns
         self._devices = devices
         self._path_of = path_of
-        self._downloads = Downloads()
+        self.downloads = Downloads()
         self._clock = clock
         self._poll_seconds = poll_seconds
         self._device_url = device_url.rstrip("/")
@@ -429,9 +429,7 @@ class DdiServer:
 
         path = self._path_of(file.sha256)
         try:
-            complete = await self._downloads.send(
-                start, plan.pieces, path, request.receive, request.send, still_allowed
-            )
+            complete = await self.downloads.send(start, plan.pieces, path, request.receive, request.send, still_allowed)
         except FileNotFoundError as error:
             log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
             raise _not_found("the artifact is not in the store") from error

@@ -44,8 +44,8 @@ from openiodm.devices.queries import DeviceQueries, GroupQueries
 from openiodm.devices.told import AttributeKeys, ToldCommands
 from openiodm.http.clients import client_address
 from openiodm.http.routes import Route, api_router, json_response
-from openiodm.listeners import StartError as StartError  # what `running` raises
 from openiodm.listeners import Address, Listener, address_of, listener, listening, renew
+from openiodm.listeners import StartError as StartError  # what `running` raises
 from openiodm.metrics import Exposition, Measured, Metrics
 from openiodm.northbound.compat import auth as compat_auth
 from openiodm.northbound.compat import credentials as compat_credentials

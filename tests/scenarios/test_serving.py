@@ -17,7 +17,10 @@ import asyncpg
 import httpx
 import pytest
 
+from openiodm.app import open_rooms
 from openiodm.http.routes import Needs
+from openiodm.protocols.ddi.download import RECHECK_S
+from openiodm.settings import load
 from tests.support.process import free_port
 from tests.support.routes import COMPAT, NATIVE, label
 from tests.support.served import (
@@ -415,6 +418,27 @@ async def test_a_download_that_takes_too_long_is_cut_at_the_end_of_the_grace(tmp
         assert len(rest) < size  # the device sees that it is cut
         raw.close()
         assert "Traceback" not in process.stderr
+
+
+async def test_a_freeze_cuts_a_download_that_is_under_way(tmp_path: Path) -> None:
+    size = 64 * 1024 * 1024
+    url = f"sqlite:///{tmp_path / 'o.db'}"
+    async with offered(tmp_path, url, size) as (process, device, action, gateway):
+        deployment = (await device.get(f"{DDI}/dev1/deploymentBase/{action}")).json()["deployment"]
+        href = deployment["chunks"][0]["artifacts"][0]["_links"]["download-http"]["href"]
+        raw = await Raw.open(process.port)
+        await raw.send(head("GET", httpx.URL(href).path, gateway))
+        assert b"200 OK" in await raw.reader.readuntil(b"\r\n\r\n")
+        async with open_rooms(load(environ={}, database=url, data_dir=str(tmp_path))) as beside:  # as `app freeze` does
+            (application,) = await beside.access_queries.applications()
+            await beside.access.set_frozen(application.app_id, frozen=True)
+        await asyncio.sleep(RECHECK_S)  # nobody has read meanwhile, so the server waits in the middle of the file
+        rest = b""
+        with suppress(ConnectionError):
+            rest = await raw.reader.read(-1)
+        assert len(rest) < size
+        raw.close()
+        assert (await device.get(f"{DDI}/dev1")).status_code == 401
 
 
 async def test_an_idle_connection_holds_up_no_end(tmp_path: Path) -> None:

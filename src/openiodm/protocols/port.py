@@ -85,5 +85,5 @@ class DeviceDirectory(Protocol):
         ...
 
     async def current(self, upgrade: UpgradeKey) -> Standing | None:
-        """Where an unfinished upgrade stands now."""
+        """Where an unfinished upgrade stands now; None also while its application is frozen."""
         ...

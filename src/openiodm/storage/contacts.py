@@ -47,6 +47,7 @@ WHERE u.device_id = $1 AND u.action_id = $2 AND u.state = 'success'
 """
 _CURRENT = f"""
 SELECT {STANDING_COLUMNS} FROM upgrade u JOIN device d ON d.id = u.device_id {STANDING_JOINS}
+JOIN application a ON a.id = d.application_id AND a.frozen_at IS NULL
 WHERE u.id = $1 AND u.finished_at IS NULL
 """
 _LOG = "SELECT lines FROM device_log WHERE upgrade_id = $1 AND action_id = $2 ORDER BY n DESC LIMIT $3"

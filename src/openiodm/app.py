@@ -61,6 +61,7 @@ from openiodm.northbound.native import application as native_application
 from openiodm.northbound.native import audit as native_audit
 from openiodm.northbound.native import devices as native_devices
 from openiodm.northbound.native import groups as native_groups
+from openiodm.northbound.native import notices as native_notices
 from openiodm.northbound.native import openapi as native_openapi
 from openiodm.northbound.native import packages as native_packages
 from openiodm.northbound.native import tasks as native_tasks
@@ -354,6 +355,7 @@ def native_routes(rooms: Rooms) -> list[Route]:
         *native_packages.routes(rooms.packages, rooms.package_queries),
         *native_devices.routes(rooms.devices, rooms.device_queries),
         *native_groups.routes(rooms.groups, rooms.group_queries, rooms.device_queries),
+        *native_notices.routes(rooms.subscriptions, rooms.subscription_queries),
         *native_application.routes(rooms.access, rooms.access_queries),
         *native_audit.routes(rooms.audit),
         *native_tasks.routes(rooms.campaigns, rooms.campaign_queries, rooms.clock, _clocks(rooms.settings)),

@@ -47,6 +47,7 @@ QUERY: dict[str, Callable[[Things], str]] = {
     "deviceId": lambda t: t.device_id,
     "nodeId": lambda t: t.node_id,
     "devGroupId": lambda t: t.group_id,
+    "subscriptionId": lambda t: t.subscription_id,
     "objectId": lambda t: t.device_id,
 }
 BODY: dict[str, Callable[[Things], Any]] = {
@@ -67,6 +68,7 @@ PLAIN_WORDS = """
     name description version sourceVersions protocolType buildDate sha256 type fileType kind status state format
     pageNo pageSize cursor limit since until operation sort select startTime endTime location nodeType cascade
     deviceType model manufacturerName manufactureName manufacturerId operationType operationStatus subOperationStatus
+    caPem certificatePem keyPem signed
     notifyType callbackUrl callbackurl channel ownerFlag
     nodeId verifyCode endUserId endUser imsi psk timeout isSecure productId token targetToken info
     mute region organization timezone customFields customFields.fieldName customFields.fieldType customFields.fieldValue

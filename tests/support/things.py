@@ -38,12 +38,13 @@ class Things:
     failed_id: str = ""
     token_id: str = ""
     subscription_id: str = ""
+    notice_id: str = ""  # an undelivered one, of that subscription
     friend_id: str = ""  # an application that it has authorized
     others: list[str] = field(default_factory=list)
 
     def texts(self) -> set[str]:
         """Everything that nobody else may read."""
-        own = {v for k, v in vars(self).items() if isinstance(v, str) and k not in ("mark", "token_id")}
+        own = {v for k, v in vars(self).items() if isinstance(v, str) and k not in ("mark", "token_id", "notice_id")}
         return {*own, self.mark, *self.others}
 
 
@@ -67,6 +68,7 @@ PATH: dict[str, Callable[[Things], list[str]]] = {
     "operationId": lambda t: [t.operation_id],
     "tokenId": lambda t: [t.token_id],
     "subscriptionId": lambda t: [t.subscription_id],
+    "noticeId": lambda t: [t.notice_id],
     "appId": lambda t: [t.friend_id],
 }
 
@@ -119,6 +121,10 @@ def own_request(route: Route, t: Things, fresh: str) -> Request:
             request.body = {"deviceIds": [t.spare_id]}
         case "DELETE api/groups/{group}/devices":
             request.body = {"deviceIds": [t.device_id]}
+        case "PUT api/application/callbacks/tls":
+            request.body = {}
+        case "PUT api/application/callbacks/signature":
+            request.body = {"signed": False}
         case "POST api/gateway-tokens":
             request.body = {"name": fresh, **PRODUCT}
         case "POST api/tasks":
@@ -166,6 +172,7 @@ async def make_things(world: World, app_id: str, headers: dict[str, str], mark: 
     )
     subscription = subscribed.json().get("subscriptionId") or await _subscription(world, headers)
     t.subscription_id = subscription
+    t.notice_id = await _undelivered(world, subscription, mark)
     t.friend_id = (await world.rooms.access.create_application(f"friend of {mark}")).app_id
     authorized = await world.http.put(f"{API}/authorizations/{t.friend_id}", headers=headers)
     assert authorized.status_code == 204, authorized.text
@@ -179,6 +186,18 @@ async def _subscription(world: World, headers: dict[str, str]) -> str:
         f"{IOCM}/sub/v1.2.0/subscriptions", headers=headers, params={"notifyType": "deviceAdded"}
     )
     return str(listed.json()["subscriptions"][0]["subscriptionId"])
+
+
+async def _undelivered(world: World, subscription_id: str, mark: str) -> str:
+    """A notice that was given up."""
+    async with world.rooms.database.transaction() as tx:
+        key = await tx.fetchval(
+            "INSERT INTO notice (subscription_id, device_id, body, created_at, pending_since, attempts, given_up_at) "
+            "SELECT id, 1, CAST($2 AS text), 1, 1, 1, 1 FROM subscription WHERE subscription_id = $1 RETURNING id",
+            subscription_id,
+            f'{{"told":"{mark}"}}',
+        )
+    return str(key)
 
 
 async def _fail(world: World, headers: dict[str, str], device_id: str) -> None:

@@ -147,7 +147,7 @@ def authorize(
     """Let another application act on this one's devices, groups and subscriptions."""
 
     async def change(rooms: "Rooms") -> None:
-        await rooms.access.authorize(await _acting_on(rooms, app_id), other_app_id)
+        await rooms.access.authorize(await acting_on(rooms, app_id), other_app_id)
 
     with_rooms(load_settings(config, database, data_dir), change)
     if as_json:
@@ -166,7 +166,7 @@ def unauthorize(
     """Take such an authorization back."""
 
     async def change(rooms: "Rooms") -> None:
-        await rooms.access.unauthorize(await _acting_on(rooms, app_id), other_app_id)
+        await rooms.access.unauthorize(await acting_on(rooms, app_id), other_app_id)
 
     with_rooms(load_settings(config, database, data_dir), change)
     if as_json:
@@ -219,7 +219,7 @@ def gateway_token(
     product = Product(device_type, model, manufacturer)
 
     async def make(rooms: "Rooms") -> dict[str, Any]:
-        actor = await _acting_on(rooms, app_id)
+        actor = await acting_on(rooms, app_id)
         kept, token = await rooms.access.create_gateway_token(actor, name, product)
         return {"tokenId": str(kept.key), "name": name, "token": token}
 
@@ -245,7 +245,8 @@ def operator() -> str:
     return f"operator:{name}"
 
 
-async def _acting_on(rooms: "Rooms", app_id: str) -> "Actor":
+async def acting_on(rooms: "Rooms", app_id: str) -> "Actor":
+    """The application, acted on by whoever runs this command."""
     return (await rooms.access_queries.application(app_id)).acted_on_by(operator())
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openiodm.cli import apps, audit, demo, devices, groups, packages, serve, simulate, tasks, tls
+from openiodm.cli import apps, audit, callbacks, demo, devices, groups, notices, packages, serve, simulate, tasks, tls
 from openiodm.cli.failure import INTERRUPTED, Failure
 
 EPILOG = (
@@ -23,12 +23,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("serve")(serve.serve)
+apps.app.command("callback-tls")(callbacks.callback_tls)
+apps.app.command("callback-signature")(callbacks.callback_signature)
 app.add_typer(apps.app, name="app")
 app.add_typer(audit.app, name="audit")
 app.add_typer(devices.app, name="device")
 app.add_typer(groups.app, name="group")
 app.add_typer(packages.app, name="package")
 app.add_typer(tasks.app, name="task")
+app.add_typer(notices.subscriptions, name="subscription")
+app.add_typer(notices.notices, name="notice")
 app.add_typer(tls.app, name="tls")
 app.command("simulate")(simulate.simulate)
 app.command("demo")(demo.demo)

@@ -132,7 +132,7 @@ class SubscriptionCommands:
         async def change(work: NoticesWork) -> CallbackSecurity:
             old = await work.subscriptions.lock_security(actor.application)
             new = replace(
-                old, ca_pem=ca_pem, certificate_pem=certificate_pem, key_pem=key_pem, changed_at=self._clock.now()
+                old, ca_pem=ca_pem, certificate_pem=certificate_pem, key_pem=key_pem, changed_at=self._changed(old)
             )
             await work.subscriptions.set_security(actor.application, new)
             await work.audit.record(actor, "application.set-callback-tls", actor.app_id, self._clock.now())
@@ -146,12 +146,17 @@ class SubscriptionCommands:
 
         async def change(work: NoticesWork) -> None:
             old = await work.subscriptions.lock_security(actor.application)
-            new = replace(old, signing_secret=secret, changed_at=self._clock.now())
+            new = replace(old, signing_secret=secret, changed_at=self._changed(old))
             await work.subscriptions.set_security(actor.application, new)
             await work.audit.record(actor, "application.set-callback-signature", actor.app_id, self._clock.now())
 
         await self._writer.run(change)
         return secret
+
+    def _changed(self, old: CallbackSecurity) -> Instant:
+        """Rises with every change: what delivery remembers goes by it."""
+        now = self._clock.now()
+        return now if old.changed_at is None else Instant(max(now, old.changed_at + 1))
 
     async def sweep(self, keep_days: int) -> int:
         """Removes notices of deleted subscriptions, and undelivered ones older than that; a chunk of each."""

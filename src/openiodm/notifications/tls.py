@@ -44,6 +44,8 @@ def check_security(ca_pem: str | None, certificate_pem: str | None, key_pem: str
         raise Refusal(Reason.BAD_INPUT, "a client certificate and its key come together", field=missing)
     if ca_pem is not None:
         try:
+            if not ca_pem.strip():  # `ssl` takes that for "none given"
+                raise ValueError("there is nothing in it")
             client_context(ca_pem, None, None)
         except (ssl.SSLError, ValueError) as error:
             raise Refusal(Reason.BAD_INPUT, f"these are no PEM certificates: {error}", field="caPem") from error

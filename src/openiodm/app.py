@@ -39,8 +39,8 @@ from openiodm.clock import SECOND, Clock, Instant, Millis, SystemClock
 from openiodm.devices.commands import DeviceCommands
 from openiodm.devices.groups import GroupCommands
 from openiodm.devices.last_seen import LastSeen
-from openiodm.devices.model import DeviceKey, Silences
-from openiodm.devices.queries import DeviceQueries, GroupQueries
+from openiodm.devices.model import Device, DeviceKey, Silences
+from openiodm.devices.queries import DeviceQueries, GroupQueries, SeenDevice
 from openiodm.devices.told import AttributeKeys, ToldCommands
 from openiodm.http.clients import client_address
 from openiodm.http.routes import Route, api_router, json_response
@@ -67,6 +67,7 @@ from openiodm.northbound.native import packages as native_packages
 from openiodm.northbound.native import tasks as native_tasks
 from openiodm.northbound.native.edge import NativeEdge
 from openiodm.northbound.native.guard import NativeGuard
+from openiodm.notifications.bodies import DeviceShown
 from openiodm.notifications.callbacks import Guard
 from openiodm.notifications.commands import SubscriptionCommands
 from openiodm.notifications.delivery import Deliverer
@@ -213,7 +214,7 @@ async def open_rooms(settings: Settings, *, clock: Clock | None = None) -> Async
         files = FileStore(settings.package_dir, min_free_bytes=settings.min_free_disk_bytes)
         await files.open()
         written = asyncio.Event()
-        rules = NoticeRules(settings.notice_newer_words, settings.notice_every_attempt, written.set)
+        rules = _notice_rules(settings, written.set)
         writer: Writer[Work] = Writer(database, lambda tx: Work(tx, rules))
         writer.start()
         try:
@@ -252,9 +253,7 @@ def _build(
     campaigns = CampaignCommands(writer, clock, _clocks(settings), desk, scheduler.wake, Lane.STOP)
     indexed = (IndexedCampaignList(database), IndexedCampaignReads(database)) if settings.list_index else None
     task_list, reads = indexed or (SqlCampaignList(database), SqlCampaignReads(database))
-    silences = Silences(
-        Millis(settings.device_abnormal_after_s * SECOND), Millis(settings.device_offline_after_s * SECOND)
-    )
+    silences = _silences(settings)
     package_reads = PackageReads(database)
     subscription_queries = SubscriptionQueries(SubscriptionStore(database))
     guard = Guard(settings.callback_allow)
@@ -300,6 +299,19 @@ def _clocks(settings: Settings) -> Clocks:
         verify=settings.verify_clock_s * SECOND,
         cancel=settings.cancel_clock_s * SECOND,
     )
+
+
+def _silences(settings: Settings) -> Silences:
+    return Silences(Millis(settings.device_abnormal_after_s * SECOND), Millis(settings.device_offline_after_s * SECOND))
+
+
+def _notice_rules(settings: Settings, written: Callable[[], None]) -> NoticeRules:
+    silences = _silences(settings)
+
+    def show(device: Device, now: Instant) -> DeviceShown:
+        return compat_devices.shown(SeenDevice(device, silences.status(device.last_seen_at, now)))
+
+    return NoticeRules(show, settings.notice_newer_words, settings.notice_every_attempt, written)
 
 
 def _delivery_rules(settings: Settings) -> DeliveryRules:

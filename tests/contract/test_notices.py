@@ -200,6 +200,7 @@ async def test_later_notices_of_a_device_go_on_after_one_was_given_up(world: Wor
             await waiting_for_retry(world)
             await pass_time(world, pause)
             await receiver.until_heard(count + 1)
+        await eventually(lambda: undelivered(world))
         await pass_time(world, 5)  # after so many failures in a row it was left alone
         await receiver.until(5)
         assert words(receiver.taken, device) == [w for w in WHOLE_WAY if w != "downloading"]
@@ -299,6 +300,53 @@ async def test_a_deleted_subscription_ends_what_was_not_delivered_for_it(world: 
         await world.rooms.subscriptions.sweep(keep_days=1)
         assert await left(world) == 0
         assert len(receiver.heard) == 1
+
+
+async def test_devices_are_told_of_when_they_come_change_and_go(world: World) -> None:
+    """Section 4.5, with deviceInfo as the device list shows it."""
+    types = (NotifyType.DEVICE_ADDED, NotifyType.DEVICE_INFO_CHANGED, NotifyType.DEVICE_DELETED)
+    headers = await world.login()
+    async with receiving() as receiver:
+        await subscribe(world, receiver.url(), *types)
+        (device,) = await world.register("n1")
+        config = {"mode": "merge", "data": {"fwVersion": "V1"}}
+        for _ in range(2):  # the second time it tells nothing new
+            await world.http.put(world.ddi("n1", "/configData"), headers=world.gateway, json=config)
+        one = f"/iocm/app/dm/v1.4.0/devices/{device}"
+        for _ in range(2):
+            assert (await world.http.put(one, headers=headers, json={"name": "a pump"})).status_code == 204
+        listed = (await world.http.get(one, headers=headers)).json()["deviceInfo"]
+        assert (await world.http.delete(one, headers=headers)).status_code == 204
+        told = await receiver.until(4)
+        await none_left(world)
+    assert [b["notifyType"] for b in told] == [types[0], types[1], types[1], types[2]]
+    assert [list(b) for b in told] == [
+        ["notifyType", "deviceId", "gatewayId", "nodeType", "deviceInfo"],
+        ["notifyType", "deviceId", "gatewayId", "deviceInfo"],
+        ["notifyType", "deviceId", "gatewayId", "deviceInfo"],
+        ["notifyType", "deviceId", "gatewayId"],
+    ]
+    assert {(b["deviceId"], b["gatewayId"]) for b in told} == {(device, device)}
+    assert [b["deviceInfo"]["fwVersion"] for b in told[:3]] == [None, "V1", "V1"]
+    assert told[2]["deviceInfo"] == listed
+    assert receiver.heard[3].raw.decode() == (
+        f'{{"notifyType":"deviceDeleted","deviceId":"{device}","gatewayId":"{device}"}}'
+    )
+
+
+async def test_devices_registered_by_the_hundred_are_each_told_of(world: World) -> None:
+    headers = await world.login()
+    async with receiving() as receiver:
+        await subscribe(world, receiver.url(), NotifyType.DEVICE_ADDED)
+        product = '"deviceType":"t","model":"m","manufacturerName":"x"'
+        lines = "\n".join(f'{{"nodeId":"b{n}",{product}}}' for n in [*range(600), 0])
+        made = await world.http.post("/api/v1/devices/bulk", headers=headers, content=lines.encode())
+        registered = {json.loads(line)["deviceId"] for line in made.text.splitlines() if "error" not in line}
+        assert len(registered) == 600
+        told = await receiver.until(600)
+    assert {b["deviceId"] for b in told} == registered
+    assert len(told) == 600
+    assert receiver.most_at_once <= 16
 
 
 async def test_nothing_is_written_for_whom_nobody_subscribed(world: World) -> None:

@@ -22,10 +22,9 @@ from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
 from openiodm.storage.devices import DeviceRows
 from openiodm.storage.engine import Database, Tx
 from openiodm.storage.open import open_database
-from openiodm.storage.work import Work
 from openiodm.storage.writer import Lane, Writer
 from tests.conftest import ManualClock
-from tests.support.core import CLOCKS, LOG, Core, build_core
+from tests.support.core import CLOCKS, LOG, Core, build_core, whole_work
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -62,7 +61,7 @@ class Pair:
 
 @asynccontextmanager
 async def _server(database: Database, clock: ManualClock) -> AsyncIterator[Core]:
-    writer: Writer[Any] = Writer(database, Work)
+    writer: Writer[Any] = Writer(database, whole_work)
     writer.start()
     commands = CampaignCommands(writer, clock, CLOCKS, ReportDesk(clock), lambda: None, Lane.STOP)
     reads = SqlCampaignReads(database)

@@ -24,9 +24,11 @@ from openiodm.northbound.compat.edge import CompatEdge
 from openiodm.northbound.compat.guard import CompatGuard
 from openiodm.storage.access import AccessReads, AccessRows
 from openiodm.storage.audit import AuditRows
+from openiodm.storage.device_notices import DeviceNoticeRows
 from openiodm.storage.devices import DeviceRows, DeviceStore
 from openiodm.storage.engine import Database, Tx
 from openiodm.storage.writer import Writer
+from tests.support.core import RULES
 
 LIVES = TokenLives(life=HOUR, skew=Millis(60 * SECOND), grace=Millis(0), refresh=DAY)
 
@@ -40,6 +42,7 @@ class Work:
         self.access = AccessRows(tx)
         self.audit = AuditRows(tx)
         self.devices = DeviceRows(tx)
+        self.device_notices = DeviceNoticeRows(tx, RULES)
 
 
 class Deletions:

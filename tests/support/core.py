@@ -14,7 +14,11 @@ from openiodm.campaigns.queries import CampaignQueries
 from openiodm.campaigns.reports import Outcome, ReportDesk
 from openiodm.campaigns.rollout import Contact, Progress, Result, Versions, What
 from openiodm.campaigns.states import UpgradeEvent, UpgradeState
-from openiodm.devices.model import DeviceKey
+from openiodm.clock import Instant
+from openiodm.devices.model import Device, DeviceKey, DeviceStatus
+from openiodm.devices.queries import SeenDevice
+from openiodm.northbound.compat import devices as compat_devices
+from openiodm.notifications.bodies import DeviceShown
 from openiodm.notifications.model import UPGRADE_TYPES
 from openiodm.notifications.ports import NewSubscription
 from openiodm.scheduler.model import Done, Job, Later, More
@@ -25,6 +29,7 @@ from openiodm.storage.engine import Database, InsertMany, Tx
 from openiodm.storage.jobs import JobRows
 from openiodm.storage.notices import NoticeRows, NoticeRules
 from openiodm.storage.subscriptions import SubscriptionRows
+from openiodm.storage.work import Work
 from openiodm.storage.writer import Lane, Writer
 from tests.conftest import ManualClock
 from tests.support.laws import broken_laws, untold
@@ -54,13 +59,26 @@ DEVICES = InsertMany(
 )
 
 
+def show(device: Device, now: Instant) -> DeviceShown:
+    """As `app` wires it, for devices that never made contact."""
+    return compat_devices.shown(SeenDevice(device, DeviceStatus.INACTIVE))
+
+
+RULES = NoticeRules(show)
+
+
+def whole_work(tx: Tx) -> Work:
+    """Every room's rows."""
+    return Work(tx, RULES)
+
+
 def bind(tx: Tx) -> Any:
     return SimpleNamespace(
         tx=tx,
         campaigns=CampaignRows(tx),
         jobs=JobRows(tx),
         audit=AuditRows(tx),
-        notices=NoticeRows(tx, NoticeRules()),
+        notices=NoticeRows(tx, RULES),
         subscriptions=SubscriptionRows(tx),
     )
 

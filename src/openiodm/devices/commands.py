@@ -60,6 +60,7 @@ class DeviceCommands:
             now = self._clock.now()
             if await rows.insert_device(actor.application, device, now) is None:
                 raise await _taken(rows, actor.application, device)
+            await work.device_notices.added(actor.application, [device.device_id], now)
             await work.audit.record(actor, "device.register", device.device_id, now)
             return _registered(device)
 
@@ -86,9 +87,10 @@ class DeviceCommands:
 
         async def register(work: DeviceWork) -> dict[str, Registered | Refusal]:
             outcomes = await self._register_all(work.devices, actor.application, devices)
-            made = sum(isinstance(outcome, Registered) for outcome in outcomes.values())
+            made = [o.device_id for o in outcomes.values() if isinstance(o, Registered)]
             if made:
-                done = f"{made} of {len(chunk)} registered, from {devices[0].new.node_id}"
+                await work.device_notices.added(actor.application, made, self._clock.now())
+                done = f"{len(made)} of {len(chunk)} registered, from {devices[0].new.node_id}"
                 await work.audit.record(actor, "device.register-many", None, self._clock.now(), done)
             return outcomes
 
@@ -138,6 +140,8 @@ class DeviceCommands:
             await rows.insert_contact(application, prepared, protocol_type, address, now)
             device = await rows.device_by_node(application, node_id)
             assert device is not None
+            if device.device_id == prepared.device_id:  # and not another server's, of a contact at the same moment
+                await work.device_notices.added(application, [device.device_id], now)
             return device
 
         return await self._writer.run(first_contact)
@@ -157,15 +161,14 @@ class DeviceCommands:
             info = {k: v for k, v in {**device.info, **change.info}.items() if v is not None}
             check_info(info)
             now = self._clock.now()
-            await rows.update_device(
-                device.key,
-                name=device.name if change.name is None else change.name,
-                protocol_type=device.protocol_type if change.protocol_type is None else change.protocol_type,
-                info=info,
-                now=now,
-            )
+            name = device.name if change.name is None else change.name
+            protocol_type = device.protocol_type if change.protocol_type is None else change.protocol_type
+            await rows.update_device(device.key, name=name, protocol_type=protocol_type, info=info, now=now)
             if product != device.product:
                 await rows.set_product(device.key, product)
+            told = (device.name, device.protocol_type, dict(device.info), device.product)
+            if (name, protocol_type, info, product) != told:
+                await work.device_notices.changed(actor.application, device_id, now)
             await work.audit.record(actor, "device.modify", device_id, now)
 
         await self._writer.run(modify)
@@ -278,6 +281,7 @@ class DeviceCommands:
         key = await work.devices.delete_device(application, device_id, now)
         if key is not None:
             await self._unfinished.device_deleted(work, key, now)
+            await work.device_notices.deleted(application, key, device_id, now)
         return key is not None
 
     async def set_target_token(self, actor: Actor, device_id: str, token: str | None = None) -> str:

@@ -187,12 +187,36 @@ class DeviceRows(DeviceReads, GroupRows, Protocol):
         ...
 
 
+class DeviceNotices(Protocol):
+    """Where changes of devices are told to those who subscribed, within the transaction that makes them.
+
+    Called with rows as they are after the change. Costs one read where nobody subscribed.
+    """
+
+    async def added(self, application: ApplicationKey, device_ids: Sequence[str], now: Instant) -> None:
+        """These were registered."""
+        ...
+
+    async def changed(self, application: ApplicationKey, device_id: str, now: Instant) -> None:
+        """What is told of it changed."""
+        ...
+
+    async def deleted(self, application: ApplicationKey, device: DeviceKey, device_id: str, now: Instant) -> None:
+        """It was deleted."""
+        ...
+
+
 class DeviceWork(Audited, Protocol):
     """A transaction, as far as this room sees it."""
 
     @property
     def devices(self) -> DeviceRows:
         """This room's rows."""
+        ...
+
+    @property
+    def device_notices(self) -> DeviceNotices:
+        """Where changes are told."""
         ...
 
 

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from openiodm.access.model import Product
+from openiodm.access.model import ApplicationKey, Product
 from openiodm.clock import Clock, Instant
 from openiodm.devices.attributes import AttributeMode, merge_attributes, product_of, versions_of
 from openiodm.devices.model import DeviceKey
+from openiodm.devices.ports import DeviceNotices
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class AttributeKeys:
 class Kept:
     """What is kept of a device before it tells more; its row is locked."""
 
+    application: ApplicationKey
+    device_id: str
     attributes: Mapping[str, str]
     product: Product
     self_registered: bool
@@ -71,6 +74,11 @@ class ToldWork(Protocol):
     @property
     def told(self) -> ToldRows:
         """The rows."""
+        ...
+
+    @property
+    def device_notices(self) -> DeviceNotices:
+        """Where changes are told."""
         ...
 
 
@@ -116,26 +124,40 @@ class ToldCommands:
             if how is AttributeMode.REMOVE:
                 return
             told = {k: v for k, v in data.items() if v is not None}
-            if kept.self_registered:
-                await self._follow_product(work, device, kept.product, told)
+            moved = kept.self_registered and await self._follow_product(work, device, kept.product, told)
             fw, sw = versions_of(told, self._keys.fw_version, self._keys.sw_version)
-            await self._hear(work, device, fw, sw, now)
+            await self._hear(work, device, kept, (fw, sw), now, moved=moved)
 
         await self._writer.run(command)
 
     async def _follow_product(
         self, work: ToldWork, device: DeviceKey, profile: Product, told: Mapping[str, str]
-    ) -> None:
+    ) -> bool:
+        """Is it another product now?"""
         keys = self._keys
         product = product_of(told, profile, keys.device_type, keys.model, keys.manufacturer)
-        if product != profile and product.storable:
-            await work.told.keep_product(device, product)
+        if product == profile or not product.storable:
+            return False
+        await work.told.keep_product(device, product)
+        return True
 
-    async def _hear(self, work: ToldWork, device: DeviceKey, fw: str | None, sw: str | None, now: Instant) -> None:
-        if fw is None and sw is None:
-            return
-        await work.told.keep_versions(device, fw, sw, now)
-        await self._core.versions_told(work, device, fw, sw)
+    async def _hear(
+        self,
+        work: ToldWork,
+        device: DeviceKey,
+        kept: Kept,
+        told: tuple[str | None, str | None],
+        now: Instant,
+        *,
+        moved: bool = False,
+    ) -> None:
+        fw, sw = told
+        if fw is not None or sw is not None:
+            await work.told.keep_versions(device, fw, sw, now)
+        if moved or fw not in (None, kept.fw_version) or sw not in (None, kept.sw_version):
+            await work.device_notices.changed(kept.application, kept.device_id, now)
+        if fw is not None or sw is not None:
+            await self._core.versions_told(work, device, fw, sw)
 
     async def installed(self, device: DeviceKey, name: str, version: str) -> bool:
         """hawkBit's installedBase: the device says what it runs; True when that was news."""
@@ -146,7 +168,7 @@ class ToldCommands:
                 return False
             software = await work.told.is_software(device, name, version)
             fw, sw = (None, version) if software else (version, None)
-            await self._hear(work, device, fw, sw, self._clock.now())
+            await self._hear(work, device, kept, (fw, sw), self._clock.now())
             return version != (kept.sw_version if software else kept.fw_version)
 
         return bool(await self._writer.run(command))

@@ -147,6 +147,16 @@ class DeviceDeleted(msgspec.Struct, rename="camel"):
     gateway_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceShown:
+    """A device as the published device list shows it."""
+
+    device_id: str
+    gateway_id: str
+    node_type: str
+    device_info: Any
+
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -177,6 +187,23 @@ def result_body(facts: Facts) -> str:
         return compact(FwResult(*result, word, detail, _seconds(facts)))
     code, cause = ("0", "") if good else (facts.error_code or "", detail)
     return compact(SwResult(*result, word, _seconds(facts), detail, code, cause))
+
+
+def device_added(device: DeviceShown) -> str:
+    """A device was registered, or has registered itself."""
+    name = NotifyType.DEVICE_ADDED.value
+    return compact(DeviceAdded(name, device.device_id, device.gateway_id, device.node_type, device.device_info))
+
+
+def device_info_changed(device: DeviceShown) -> str:
+    """What is told of it is not what it was."""
+    name = NotifyType.DEVICE_INFO_CHANGED.value
+    return compact(DeviceInfoChanged(name, device.device_id, device.gateway_id, device.device_info))
+
+
+def device_deleted(device_id: str) -> str:
+    """It is gone. All devices are directly connected ones: each is its own gateway."""
+    return compact(DeviceDeleted(NotifyType.DEVICE_DELETED.value, device_id, device_id))
 
 
 def _of(notify_type: NotifyType, facts: Facts) -> tuple[str, str, str, str, str]:

@@ -1,13 +1,17 @@
 """How fast deliveries may begin: fast while the server has time, slowly while its devices need it.
 
-Deliveries share the event loop with devices. A probe measures how late the loop comes back from a short sleep; while it
-is late the rate falls, down to a floor that is felt by nobody, and it rises again while it is not.
+Deliveries share the event loop with devices. A probe measures how much of the time the loop's thread computes, and how
+late the loop comes back from a short sleep (which tells where other processes take the processor). While there is
+little left the rate falls, down to a floor that is felt by nobody; while there is some it rises again. Deliveries
+alone take most of what there is, and leave a fifth.
 """
 
 import asyncio
+import time
 
-TICK_S = 0.02
-LATE_S = 0.004  # the loop comes back later than this: somebody waits
+TICK_S = 0.05
+BUSY = 0.8  # of the time: the loop has no room for more
+LATE_S = 0.006  # the loop comes back later than this: somebody waits
 FLOOR = 50.0  # deliveries a second, however busy the server is
 MOST = 5000.0
 FALLS, RISES = 0.7, 1.1
@@ -17,14 +21,16 @@ class Rate:
     """The rate as a pure value."""
 
     def __init__(self) -> None:
-        self.a_second = 1000.0
+        self.a_second = 500.0
         self._late = 0.0
+        self._busy = 0.0
 
-    def saw(self, late: float) -> None:
-        """The loop came back so many seconds late."""
+    def saw(self, late: float, busy: float) -> None:
+        """The loop came back so many seconds late, and computed for that part of the time."""
         self._late += (late - self._late) / 4
-        busy = self._late > LATE_S
-        self.a_second = min(MOST, max(FLOOR, self.a_second * (FALLS if busy else RISES)))
+        self._busy += (busy - self._busy) / 2
+        falls = self._busy > BUSY or self._late > LATE_S
+        self.a_second = min(MOST, max(FLOOR, self.a_second * (FALLS if falls else RISES)))
 
 
 class Pace:
@@ -58,6 +64,7 @@ class Pace:
     async def _measure(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
+            began, computed = loop.time(), time.thread_time()
             await asyncio.sleep(TICK_S)
-            self._rate.saw(loop.time() - began - TICK_S)
+            passed = loop.time() - began
+            self._rate.saw(passed - TICK_S, (time.thread_time() - computed) / passed)

@@ -390,6 +390,12 @@ def _device_or_none(row: Row | None) -> Device | None:
     return None if row is None else _device(row)
 
 
+async def read_devices(reader: Reader, device_ids: Sequence[str]) -> list[Device]:
+    """By our ids, in the order of registration."""
+    sql = f"{_DEVICE} WHERE d.device_id = ANY($1::text[]) AND d.deleted_at IS NULL ORDER BY d.id"
+    return [_device(row) for row in await reader.fetch(sql, list(device_ids))]
+
+
 def _device(row: Row) -> Device:
     return Device(
         key=DeviceKey(row["id"]),

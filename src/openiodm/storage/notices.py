@@ -16,8 +16,9 @@ from openiodm.campaigns.model import CampaignKey, CampaignKind, UpgradeKey
 from openiodm.campaigns.ports import Moved
 from openiodm.campaigns.states import UpgradeState
 from openiodm.clock import Instant
+from openiodm.devices.model import Device
 from openiodm.notifications import bodies
-from openiodm.notifications.bodies import Facts
+from openiodm.notifications.bodies import DeviceShown, Facts
 from openiodm.notifications.model import UPGRADE_TYPES, NotifyType
 from openiodm.storage.engine import InsertMany, Row, Tx
 
@@ -36,7 +37,7 @@ FROM upgrade u JOIN device d ON d.id = u.device_id
 _BY_KEY = f"{_UPGRADES} WHERE u.id = ANY($1::bigint[]) ORDER BY u.id"
 _BORN = f"{_UPGRADES} WHERE u.campaign_id = $1 AND u.ordinal > $2 AND u.state = ANY($3::text[]) ORDER BY u.id"
 
-_INSERT = InsertMany(
+INSERT = InsertMany(
     "notice",
     {
         "subscription_id": "bigint",
@@ -51,8 +52,13 @@ _INSERT = InsertMany(
 
 @dataclass(frozen=True, slots=True)
 class NoticeRules:
-    """How this server tells. `written` is called when a transaction has written notices; it may still fail."""
+    """How this server tells.
 
+    `show` renders a device as the published contract does. `written` is called when a transaction has written notices;
+    it may still fail.
+    """
+
+    show: Callable[[Device, Instant], DeviceShown]
     newer_words: bool = True
     every_attempt: bool = False
     written: Callable[[], None] = lambda: None
@@ -146,7 +152,7 @@ class NoticeRows:
 
     async def _insert(self, notices: Sequence[tuple[Any, ...]]) -> None:
         if notices:
-            await self._tx.insert_many(_INSERT, notices)
+            await self._tx.insert_many(INSERT, notices)
             self._rules.written()
 
 

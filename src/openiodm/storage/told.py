@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from openiodm.access.model import Product
+from openiodm.access.model import ApplicationKey, Product
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.devices.told import Kept
@@ -14,7 +14,8 @@ from openiodm.storage.engine import Tx
 # Before the device is read, not with it: see `storage.devices`.
 _LOCK = "SELECT id FROM device WHERE id = $1 FOR NO KEY UPDATE"
 _KEPT = """
-SELECT d.attributes, t.device_type, t.model, t.manufacturer_name, d.self_registered, d.fw_version, d.sw_version
+SELECT d.application_id, d.device_id, d.attributes,
+    t.device_type, t.model, t.manufacturer_name, d.self_registered, d.fw_version, d.sw_version
 FROM device d JOIN product t ON t.id = d.product_id WHERE d.id = $1 AND d.deleted_at IS NULL
 """
 _VERSIONS = """
@@ -43,8 +44,17 @@ class ToldRows:
         r = await self._tx.fetchrow(_KEPT, device)
         if r is None:
             return None
-        attributes = msgspec.json.decode(r[0], type=dict[str, str])
-        return Kept(attributes, Product(r[1], r[2], r[3]), bool(r[4]), r[5], r[6])
+        attributes = msgspec.json.decode(r["attributes"], type=dict[str, str])
+        product = Product(r["device_type"], r["model"], r["manufacturer_name"])
+        return Kept(
+            ApplicationKey(r["application_id"]),
+            r["device_id"],
+            attributes,
+            product,
+            bool(r["self_registered"]),
+            r["fw_version"],
+            r["sw_version"],
+        )
 
     async def keep_attributes(self, device: DeviceKey, attributes: Mapping[str, str], now: Instant) -> None:
         """See the port."""

@@ -3,6 +3,7 @@
 from openiodm.storage.access import AccessRows
 from openiodm.storage.audit import AuditRows
 from openiodm.storage.campaigns import CampaignRows
+from openiodm.storage.device_notices import DeviceNoticeRows
 from openiodm.storage.devices import DeviceRows
 from openiodm.storage.engine import Tx
 from openiodm.storage.jobs import JobRows
@@ -12,13 +13,11 @@ from openiodm.storage.packages import PackageRows
 from openiodm.storage.subscriptions import SubscriptionRows
 from openiodm.storage.told import ToldRows
 
-DEFAULT_RULES = NoticeRules()
-
 
 class Work:
     """One transaction, seen through each room's port. `rules`: how changes are told to subscribers."""
 
-    def __init__(self, tx: Tx, rules: NoticeRules = DEFAULT_RULES) -> None:
+    def __init__(self, tx: Tx, rules: NoticeRules) -> None:
         self.tx = tx
         self.access = AccessRows(tx)
         self.audit = AuditRows(tx)
@@ -28,5 +27,6 @@ class Work:
         self.campaigns = CampaignRows(tx)
         self.jobs = JobRows(tx)
         self.notices = NoticeRows(tx, rules)
+        self.device_notices = DeviceNoticeRows(tx, rules)
         self.subscriptions = SubscriptionRows(tx)
         self.outbox = OutboxRows(tx)

@@ -48,13 +48,14 @@ def test_pauses_grow_and_end_with_the_life() -> None:
     assert next_attempt(1, NOW, Instant(NOW + LIFE), LIFE) is None
 
 
-def test_the_rate_falls_while_the_loop_is_late_and_rises_while_it_is_not() -> None:
+@pytest.mark.parametrize(("late", "busy"), [(0.050, 0.1), (0.0, 0.95)])
+def test_the_rate_falls_while_the_loop_is_late_or_busy_and_rises_while_it_is_neither(late: float, busy: float) -> None:
     rate = Rate()
     for _ in range(100):
-        rate.saw(0.050)
+        rate.saw(late, busy)
     assert rate.a_second == FLOOR
     for _ in range(200):
-        rate.saw(0.0)
+        rate.saw(0.0, 0.5)
     assert rate.a_second == MOST
 
 

@@ -27,6 +27,7 @@ from openiodm.northbound.compat.fields import (
     rest_of,
 )
 from openiodm.northbound.compat.times import format_time, parse_time
+from openiodm.notifications.bodies import DeviceShown
 
 DEVICES = "/iocm/app/dm/v1.4.0/devices"
 SHADOW = "/iocm/app/shadow/v1.5.0/devices"
@@ -320,6 +321,12 @@ def _object(seen: SeenDevice, *, with_imsi: bool = False) -> DeviceObject:
         services=[],
         imsi=device.info.get("imsi") if with_imsi else UNSET,
     )
+
+
+def shown(seen: SeenDevice) -> DeviceShown:
+    """A device as notices show it: the same as the list does."""
+    device = _object(seen)
+    return DeviceShown(device.device_id, device.gateway_id, device.node_type, device.device_info)
 
 
 def _info(seen: SeenDevice) -> DeviceInfo:

@@ -286,7 +286,8 @@ async def test_a_dead_receiver_delays_no_live_one(world: World) -> None:
         for n in range(8):
             await upgraded(world, f"n{n}")
         await live.until(8, within=5)
-        assert (dead.taken, dead.most_at_once) == ([], 1)
+        assert dead.taken == []
+        assert len(dead.heard) <= 4  # one at a time, each for a whole second
 
 
 async def test_a_deleted_subscription_ends_what_was_not_delivered_for_it(world: World) -> None:

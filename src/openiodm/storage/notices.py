@@ -1,4 +1,4 @@
-"""Writes notices: the core's port. One read says whether anybody wants to know; if nobody does, that is all.
+"""Writes notices: the core's port. One read gives what is to be told to whom; if nobody wants to know, that is all.
 
 Bodies are rendered from rows as they stand within the transaction, and go in by one statement.
 
@@ -19,23 +19,27 @@ from openiodm.clock import Instant
 from openiodm.devices.model import Device
 from openiodm.notifications import bodies
 from openiodm.notifications.bodies import DeviceShown, Facts
-from openiodm.notifications.model import UPGRADE_TYPES, NotifyType
 from openiodm.storage.engine import InsertMany, Row, Tx
 
-# Whoever is told of these campaigns' devices, with what all of their notices say.
+# One row for each upgrade and each subscription to the state changes, or to the results, of its kind; none where nobody
+# subscribed. From single upgrades and not from their campaigns: batches are small under a load that comes evenly.
+_TOLD = """
+SELECT u.id, u.public_id, u.device_id, d.device_id AS device, u.source_version, d.fw_version, d.sw_version, u.state,
+    u.detail, u.error_code, u.started_at, u.finished_at, c.kind, c.operation_id, c.target_version, a.app_id,
+    s.id AS subscription, s.notify_type
+FROM upgrade u JOIN campaign c ON c.id = u.campaign_id
+JOIN subscription s ON s.application_id = c.application_id AND s.deleted_at IS NULL AND s.notify_type IN (
+    CASE c.kind WHEN 'firmware_upgrade' THEN 'fwUpgradeStateChangeNotify' ELSE 'swUpgradeStateChangeNotify' END,
+    CASE c.kind WHEN 'firmware_upgrade' THEN 'fwUpgradeResultNotify' ELSE 'swUpgradeResultNotify' END
+)
+JOIN application a ON a.id = c.application_id JOIN device d ON d.id = u.device_id
+"""
+_BY_KEY = f"{_TOLD} WHERE u.id = ANY($1::bigint[]) ORDER BY u.id, s.id"
+_BORN = f"{_TOLD} WHERE u.campaign_id = $1 AND u.ordinal > $2 AND u.state = ANY($3::text[]) ORDER BY u.id, s.id"
 _WANTED = """
-SELECT c.id AS campaign_id, c.kind, c.operation_id, c.target_version, a.app_id, s.id AS subscription, s.notify_type
-FROM campaign c JOIN application a ON a.id = c.application_id
-JOIN subscription s ON s.application_id = c.application_id AND s.deleted_at IS NULL
-WHERE c.id = ANY($1::bigint[]) AND s.notify_type = ANY($2::text[])
+SELECT 1 FROM campaign c JOIN subscription s ON s.application_id = c.application_id AND s.deleted_at IS NULL
+WHERE c.id = $1 LIMIT 1
 """
-_UPGRADES = """
-SELECT u.id, u.campaign_id, u.public_id, u.device_id, d.device_id AS device, u.source_version, d.fw_version,
-    d.sw_version, u.state, u.detail, u.error_code, u.started_at, u.finished_at
-FROM upgrade u JOIN device d ON d.id = u.device_id
-"""
-_BY_KEY = f"{_UPGRADES} WHERE u.id = ANY($1::bigint[]) ORDER BY u.id"
-_BORN = f"{_UPGRADES} WHERE u.campaign_id = $1 AND u.ordinal > $2 AND u.state = ANY($3::text[]) ORDER BY u.id"
 
 INSERT = InsertMany(
     "notice",
@@ -64,18 +68,16 @@ class NoticeRules:
     written: Callable[[], None] = lambda: None
 
 
-@dataclass(frozen=True, slots=True)
-class _Campaign:
-    """A campaign whose devices somebody wants to be told of; `by_type` names the subscriptions."""
+class _Told:
+    """An upgrade that somebody wants to be told of: its facts, and the subscriptions."""
 
-    facts: Row
-    by_type: dict[NotifyType, list[int]]
+    __slots__ = ("device", "facts", "result", "state")
 
-    def state(self) -> Sequence[int]:
-        return self.by_type.get(bodies.STATE_TYPE[CampaignKind(self.facts["kind"])], ())
-
-    def result(self) -> Sequence[int]:
-        return self.by_type.get(bodies.RESULT_TYPE[CampaignKind(self.facts["kind"])], ())
+    def __init__(self, row: Row) -> None:
+        self.device: int = row["device_id"]
+        self.facts = _facts(row)
+        self.state: list[int] = []
+        self.result: list[int] = []
 
 
 class NoticeRows:
@@ -87,38 +89,34 @@ class NoticeRows:
 
     async def moved(self, moved: Sequence[Moved], owed: Collection[UpgradeKey], now: Instant) -> None:
         """See the port."""
-        told = [m for m in moved if m.transitions]
-        wanted = await self._wanted({m.before.campaign for m in told})
-        told = [m for m in told if m.before.campaign in wanted]
-        if not told:
-            return
-        rows = {r["id"]: r for r in await self._tx.fetch(_BY_KEY, [m.before.upgrade for m in told])}
+        went = [m for m in moved if m.transitions]
+        told = await self._told(_BY_KEY, [m.before.upgrade for m in went]) if went else {}
         notices: list[tuple[Any, ...]] = []
-        for m in told:
-            campaign, row = wanted[m.before.campaign], rows[m.before.upgrade]
-            facts = _facts(campaign.facts, row)
+        for m in went if told else ():
+            upgrade = told.get(m.before.upgrade)
+            if upgrade is None:
+                continue
             for t in m.transitions:
-                words = bodies.words(t.from_state, t.to_state, newer=self._rules.newer_words)
-                for body in bodies.state_bodies(facts, words) if campaign.state() else ():
-                    notices += [(s, row["device_id"], body, now, now, 0) for s in campaign.state()]
+                if upgrade.state:
+                    words = bodies.words(t.from_state, t.to_state, newer=self._rules.newer_words)
+                    for body in bodies.state_bodies(upgrade.facts, words):
+                        notices += [(s, upgrade.device, body, now, now, 0) for s in upgrade.state]
                 if bodies.has_result(t.from_state, t.to_state) and self._is_told(m.before.upgrade, owed):
-                    notices += self._result(campaign, row, facts, now)
+                    notices += _results(upgrade, now)
         await self._insert(notices)
 
     async def born(
         self, campaign: CampaignKey, after: int, states: Sequence[UpgradeState], now: Instant, *, owed: bool
     ) -> None:
         """See the port."""
-        told = [s.value for s in states if s is not UpgradeState.FAIL or not owed or self._rules.every_attempt]
-        wanted = await self._wanted({campaign}) if told else {}
-        if wanted:
-            await self._results(wanted, await self._tx.fetch(_BORN, campaign, after, told), now)
+        ends = [s.value for s in states if s is not UpgradeState.FAIL or not owed or self._rules.every_attempt]
+        if ends and await self._tx.fetchval(_WANTED, campaign) is not None:
+            await self._tell_results(await self._told(_BORN, campaign, after, ends), now)
 
     async def ended(self, campaign: CampaignKey, upgrades: Sequence[UpgradeKey], now: Instant, *, owed: bool) -> None:
         """See the port."""
-        wanted = await self._wanted({campaign}) if self._is_told(upgrades[0], upgrades if owed else ()) else {}
-        if wanted:
-            await self._results(wanted, await self._tx.fetch(_BY_KEY, list(upgrades)), now)
+        if (self._rules.every_attempt or not owed) and await self._tx.fetchval(_WANTED, campaign) is not None:
+            await self._tell_results(await self._told(_BY_KEY, list(upgrades)), now)
 
     async def settled(self, campaign: CampaignKey, upgrades: Sequence[UpgradeKey], now: Instant) -> None:
         """See the port."""
@@ -128,27 +126,18 @@ class NoticeRows:
     def _is_told(self, upgrade: UpgradeKey, owed: Collection[UpgradeKey]) -> bool:
         return self._rules.every_attempt or upgrade not in owed
 
-    async def _wanted(self, campaigns: Collection[CampaignKey]) -> dict[CampaignKey, _Campaign]:
-        if not campaigns:
-            return {}
-        found: dict[CampaignKey, _Campaign] = {}
-        for r in await self._tx.fetch(_WANTED, sorted(campaigns), _UPGRADE_TYPES):
-            campaign = found.setdefault(CampaignKey(r["campaign_id"]), _Campaign(r, {}))
-            campaign.by_type.setdefault(NotifyType(r["notify_type"]), []).append(r["subscription"])
+    async def _told(self, sql: str, *args: Any) -> dict[UpgradeKey, _Told]:
+        found: dict[UpgradeKey, _Told] = {}
+        for row in await self._tx.fetch(sql, *args):
+            key = UpgradeKey(row["id"])
+            told = found.get(key)
+            if told is None:
+                told = found[key] = _Told(row)
+            (told.state if row["notify_type"] in _STATE_TYPES else told.result).append(row["subscription"])
         return found
 
-    async def _results(self, wanted: Mapping[CampaignKey, _Campaign], rows: Sequence[Row], now: Instant) -> None:
-        notices: list[tuple[Any, ...]] = []
-        for row in rows:
-            campaign = wanted[CampaignKey(row["campaign_id"])]
-            notices += self._result(campaign, row, _facts(campaign.facts, row), now)
-        await self._insert(notices)
-
-    @staticmethod
-    def _result(campaign: _Campaign, row: Row, facts: Facts, now: Instant) -> list[tuple[Any, ...]]:
-        subscriptions = campaign.result()
-        body = bodies.result_body(facts) if subscriptions else ""
-        return [(s, row["device_id"], body, now, now, 0) for s in subscriptions]
+    async def _tell_results(self, told: Mapping[UpgradeKey, _Told], now: Instant) -> None:
+        await self._insert([notice for upgrade in told.values() for notice in _results(upgrade, now)])
 
     async def _insert(self, notices: Sequence[tuple[Any, ...]]) -> None:
         if notices:
@@ -156,18 +145,25 @@ class NoticeRows:
             self._rules.written()
 
 
-_UPGRADE_TYPES = sorted(UPGRADE_TYPES)
+_STATE_TYPES = frozenset(t.value for t in bodies.STATE_TYPE.values())
 
 
-def _facts(campaign: Row, r: Row) -> Facts:
-    kind = CampaignKind(campaign["kind"])
+def _results(told: _Told, now: Instant) -> list[tuple[Any, ...]]:
+    if not told.result:
+        return []
+    body = bodies.result_body(told.facts)
+    return [(s, told.device, body, now, now, 0) for s in told.result]
+
+
+def _facts(r: Row) -> Facts:
+    kind = CampaignKind(r["kind"])
     return Facts(
         kind=kind,
-        app_id=campaign["app_id"],
-        operation_id=campaign["operation_id"],
+        app_id=r["app_id"],
+        operation_id=r["operation_id"],
         sub_operation_id=r["public_id"],
         device_id=r["device"],
-        target_version=campaign["target_version"],
+        target_version=r["target_version"],
         source_version=r["source_version"],
         version=r["fw_version"] if kind is CampaignKind.FIRMWARE else r["sw_version"],
         state=UpgradeState(r["state"]),

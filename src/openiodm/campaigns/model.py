@@ -107,8 +107,7 @@ class NewCampaign:
     idempotency: IdempotencyKey | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(msgspec.Struct, frozen=True):
     """Numbers of devices; disjoint, and `total` is their sum."""
 
     total: int = 0

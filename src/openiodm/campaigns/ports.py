@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
+import msgspec
+
 from openiodm.access.model import ApplicationKey
 from openiodm.access.ports import Audited
 from openiodm.campaigns.model import (
@@ -61,8 +63,7 @@ class GroupFacts:
     matches: bool
 
 
-@dataclass(frozen=True, slots=True)
-class CampaignDesk:
+class CampaignDesk(msgspec.Struct, frozen=True):
     """A campaign's row and counters, locked: everything its end is decided by."""
 
     key: CampaignKey
@@ -92,8 +93,7 @@ class CampaignRow:
     created_at: Instant
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(msgspec.Struct, frozen=True):
     """What one commit of reports changes about one upgrade: from the row as read to the row as it is to be."""
 
     before: Standing

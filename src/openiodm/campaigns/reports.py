@@ -13,7 +13,8 @@ The writer commits, and then every device of the batch gets its answer.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from openiodm.campaigns import rollout
 from openiodm.campaigns.endings import end_if_complete, result_owed
@@ -27,16 +28,14 @@ from openiodm.devices.model import DeviceKey
 REPEAT_WINDOW_MS = 10 * 60_000  # a result repeated within this of its attempt's end is answered as the first time
 
 
-@dataclass(frozen=True, slots=True)
-class Signal:
+class Signal(msgspec.Struct, frozen=True):
     """Something that happened to one device."""
 
     device: DeviceKey
     what: What
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What the device is to be told, and where it stands now (None: it has no upgrade under way)."""
 
     answer: Answer

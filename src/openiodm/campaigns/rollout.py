@@ -142,8 +142,7 @@ class Answer(Enum):
     UNKNOWN = "unknown"  # there is no such attempt, or it does not take this report now
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(msgspec.Struct, frozen=True):
     """One legal change of state, as the history keeps it."""
 
     from_state: UpgradeState
@@ -152,8 +151,7 @@ class Transition:
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """The outcome of one thing that happened."""
 
     standing: Standing

@@ -56,17 +56,19 @@ result_owed = NULL WHERE id = ANY($1::bigint[])
 
 
 def _desk_of(r: Row) -> CampaignDesk:
+    """A row of `_LOOK`."""
+    key, status, work, round_, retry_times, window_start, window_end, clocks, is_open, *counters = r
     return CampaignDesk(
-        key=CampaignKey(r["campaign_id"]),
-        status=CampaignStatus(r["status"]),
-        work=r["work"],
-        round=r["round"],
-        retry_times=r["retry_times"],
-        window_start=r["window_start"],
-        window_end=r["window_end"],
-        clocks=clocks_of(r["clocks"]),
-        open=bool(r["open"]),
-        counters=Counters(*(r[n] for n in ("total", "wait", "processing", "success", "fail", "stop", "timeout"))),
+        key=CampaignKey(key),
+        status=CampaignStatus(status),
+        work=work,
+        round=round_,
+        retry_times=retry_times,
+        window_start=window_start,
+        window_end=window_end,
+        clocks=clocks_of(clocks),
+        open=bool(is_open),
+        counters=Counters(*counters),
     )
 
 

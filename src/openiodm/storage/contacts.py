@@ -16,6 +16,7 @@ _DEVICE = """
 a.id AS application, a.app_id, d.id AS known, d.device_id AS public_id, d.activated_at, d.attributes_wanted,
 d.auto_confirm AS auto, d.installed_action_id
 """
+_STANDING_AT = 11  # the columns of `_DEVICE` and the three of the gateway's product come before
 _UNFINISHED = f"""
 LEFT JOIN upgrade u ON u.device_id = d.id AND u.finished_at IS NULL
 {STANDING_JOINS.replace("JOIN", "LEFT JOIN")}
@@ -99,7 +100,7 @@ def _contacted(r: Row) -> Contacted:
         app_id=r["app_id"],
         gateway_product=None if r["gateway_type"] is None else _product(r),
         device=device,
-        standing=standing_of(r) if waiting else None,
+        standing=standing_of(r, _STANDING_AT) if waiting else None,
         file=_file(r) if waiting else None,
     )
 

@@ -22,7 +22,9 @@ from openiodm.storage.engine import InsertMany, Row, Tx, UpdateMany
 
 MAX_LOG_ENTRIES = 1000  # of one attempt
 MAX_LOG_LINES = 50  # of one entry
-# The columns of a Standing. What differs by kind is chosen by CASE, since one batch holds campaigns of both kinds.
+_STANDING_WIDTH = len(Standing.__struct_fields__)
+# The columns of a Standing, in its order. What differs by kind is chosen by CASE, since one batch holds campaigns of
+# both kinds.
 STANDING_COLUMNS = """
 u.id AS upgrade, u.device_id, u.campaign_id, c.package_id, u.state, u.round, u.action_id, u.confirmed, u.halted_in,
 u.source_version, u.detail, u.error_code, u.started_at, u.finished_at, u.due_at, c.kind, c.target_version,
@@ -99,36 +101,68 @@ def strings_of(text: str) -> tuple[str, ...]:
     return msgspec.json.decode(text, type=tuple[str, ...])
 
 
-def standing_of(r: Row) -> Standing:
-    """A row that begins with `STANDING_COLUMNS` at "upgrade"."""
+def standing_of(r: Row, first: int = 0) -> Standing:
+    """A row with `STANDING_COLUMNS` from its `first` column on.
+
+    By position and not by name: SQLite looks a name up by comparing it with one column after the other.
+    """
+    (
+        upgrade,
+        device,
+        campaign,
+        package,
+        state,
+        round_,
+        action_id,
+        confirmed,
+        halted_in,
+        source_version,
+        detail,
+        error_code,
+        started_at,
+        finished_at,
+        due_at,
+        kind,
+        target_version,
+        source_versions,
+        confirmation,
+        clocks,
+        window_start,
+        window_end,
+        is_open,
+        version,
+        reports_version,
+        auto_confirm,
+        attempt_seq,
+    ) = r[first : first + _STANDING_WIDTH]
     return Standing(
-        upgrade=UpgradeKey(r["upgrade"]),
-        device=DeviceKey(r["device_id"]),
-        campaign=CampaignKey(r["campaign_id"]),
-        package=PackageKey(r["package_id"]),
-        state=UpgradeState(r["state"]),
-        round=r["round"],
-        action_id=r["action_id"],
-        confirmed=None if r["confirmed"] is None else bool(r["confirmed"]),
-        halted_in=None if r["halted_in"] is None else UpgradeState(r["halted_in"]),
-        source_version=r["source_version"],
-        detail=r["detail"],
-        error_code=r["error_code"],
-        started_at=r["started_at"],
-        finished_at=r["finished_at"],
-        due_at=r["due_at"],
-        kind=CampaignKind(r["kind"]),
-        target_version=r["target_version"],
-        source_versions=strings_of(r["source_versions"]),
-        confirmation=bool(r["confirmation"]),
-        clocks=clocks_of(r["clocks"]),
-        window_start=r["window_start"],
-        window_end=r["window_end"],
-        open=bool(r["open"]),
-        version=r["version"],
-        reports_version=bool(r["reports_version"]),
-        auto_confirm=bool(r["auto_confirm"]),
-        attempt_seq=r["attempt_seq"],
+        upgrade=UpgradeKey(upgrade),
+        device=DeviceKey(device),
+        campaign=CampaignKey(campaign),
+        package=PackageKey(package),
+        state=UpgradeState(state),
+        round=round_,
+        action_id=action_id,
+        confirmed=None if confirmed is None else bool(confirmed),
+        halted_in=None if halted_in is None else UpgradeState(halted_in),
+        source_version=source_version,
+        detail=detail,
+        error_code=error_code,
+        started_at=started_at,
+        finished_at=finished_at,
+        due_at=due_at,
+        kind=CampaignKind(kind),
+        target_version=target_version,
+        source_versions=strings_of(source_versions),
+        confirmation=bool(confirmation),
+        clocks=clocks_of(clocks),
+        window_start=window_start,
+        window_end=window_end,
+        open=bool(is_open),
+        version=version,
+        reports_version=bool(reports_version),
+        auto_confirm=bool(auto_confirm),
+        attempt_seq=attempt_seq,
     )
 
 

@@ -41,7 +41,7 @@ from openiodm.devices.groups import GroupCommands
 from openiodm.devices.last_seen import LastSeen
 from openiodm.devices.model import Device, DeviceKey, Silences
 from openiodm.devices.queries import DeviceQueries, GroupQueries, SeenDevice
-from openiodm.devices.told import AttributeKeys, ToldCommands
+from openiodm.devices.told import AttributeKeys, Description, ToldCommands
 from openiodm.http.clients import client_address
 from openiodm.http.routes import Route, api_router, json_response
 from openiodm.listeners import Address, Listener, address_of, listener, listening, renew
@@ -78,6 +78,10 @@ from openiodm.packages.commands import PackageCommands
 from openiodm.packages.queries import PackageQueries
 from openiodm.protocols.ddi import codec
 from openiodm.protocols.ddi.server import DdiServer
+from openiodm.protocols.lwm2m.service import Listen, Lwm2mService, Lwm2mStartError
+from openiodm.protocols.lwm2m.talk import unfit_for_pcp
+from openiodm.protocols.lwm2m.web import PackageSite
+from openiodm.protocols.pcp.codec import FRAGMENT_DEFAULT
 from openiodm.scheduler.runner import Periodic, Scheduler
 from openiodm.settings import Settings, host_port
 from openiodm.storage import change_log
@@ -89,6 +93,7 @@ from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
 from openiodm.storage.contacts import SqlDeviceDirectory
 from openiodm.storage.devices import DeviceStore
 from openiodm.storage.engine import Database
+from openiodm.storage.lwm2m import PcpTargets, SqlEndpointDirectory, SqlRegistrations
 from openiodm.storage.notices import NoticeRules
 from openiodm.storage.open import open_database, sqlite_path
 from openiodm.storage.outbox import OutboxReads
@@ -104,6 +109,7 @@ from openiodm.tls import ServerTls
 CLOCK_SWEEP_S = 1.0
 CLOCK_SWEEP_DEVICES = 500  # whose phase clock ran out, handled at once
 CLEAN_UP_S = 60.0
+PSK_LOOK_S = 1.0
 RENEWAL_LOOK_S = 60.0  # at the files of certificates
 SWITCH_INTERVAL_S = 0.0005  # a thread that computes (hashing an upload) must not starve the loop of the GIL
 READY_WITHIN_S = 5.0
@@ -189,6 +195,19 @@ class _DdiDevices:
         self._rooms.last_seen.seen(device, address, activated=activated)
 
 
+class _Lwm2mDevices:
+    """The devices room as LwM2M sees it (`protocols.lwm2m.server.Devices`)."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    async def described(self, device: DeviceKey, told: Description) -> None:
+        await self._rooms.told.described(device, told)
+
+    def seen(self, device: DeviceKey, address: str, *, activated: bool) -> None:
+        self._rooms.last_seen.seen(device, address, activated=activated)
+
+
 class _Alone:
     """The writer for what locks many devices: with commits of its own, as chunks of jobs have."""
 
@@ -250,7 +269,8 @@ def _build(
         handlers=campaign_jobs.handlers(database.engine),
         alone=alone,
     )
-    campaigns = CampaignCommands(writer, clock, _clocks(settings), desk, scheduler.wake, Lane.STOP)
+    limits = PcpTargets(unfit_for_pcp, FRAGMENT_DEFAULT)
+    campaigns = CampaignCommands(writer, clock, _clocks(settings), desk, scheduler.wake, Lane.STOP, limits)
     indexed = (IndexedCampaignList(database), IndexedCampaignReads(database)) if settings.list_index else None
     task_list, reads = indexed or (SqlCampaignList(database), SqlCampaignReads(database))
     silences = _silences(settings)
@@ -381,8 +401,9 @@ def native_routes(rooms: Rooms) -> list[Route]:
 class Front:
     """The ASGI application of one address: which API a path belongs to."""
 
-    def __init__(self, rooms: Rooms, *, applications: bool, devices: bool) -> None:
+    def __init__(self, rooms: Rooms, *, applications: bool, devices: bool, lwm2m: Lwm2mService | None = None) -> None:
         self._rooms = rooms
+        self._lwm2m = lwm2m.site if lwm2m is not None and devices else None
         self._ddi = _ddi(rooms) if devices else None
         self._trusted_proxies = frozenset(rooms.settings.trusted_proxies)
         self._compat = self._native = None
@@ -401,6 +422,8 @@ class Front:
         path: str = scope["path"]
         if self._ddi is not None and DdiServer.serves(path):
             await self._ddi(scope, receive, send)
+        elif self._lwm2m is not None and PackageSite.serves(path):
+            await self._lwm2m(scope, receive, send)
         elif self._native is not None and path.startswith("/api/"):
             await self._native(self._from_client(scope), receive, send)
         elif path in ("/healthz", "/readyz"):
@@ -533,16 +556,54 @@ async def running(settings: Settings, started: Callable[[Rooms], Any] | None = N
     with _owned(settings):
         tls = [address.tls for address in addresses if address.tls is not None]
         async with open_rooms(settings) as rooms, _background(rooms, tls):
-            fronts = [Front(rooms, applications=True, devices=not split)]
+            lwm2m = lwm2m_service(rooms)
+            fronts = [Front(rooms, applications=True, devices=not split, lwm2m=lwm2m)]
             if split:
-                fronts.append(Front(rooms, applications=False, devices=True))
+                fronts.append(Front(rooms, applications=False, devices=True, lwm2m=lwm2m))
             async with _measured(rooms, fronts) as (apps, more):
                 at = zip(apps, addresses, strict=True)
                 listeners = [listener(app, address, settings.shutdown_grace_s) for app, address in at]
-                async with listening([*listeners, *more]):
+                async with _lwm2m(lwm2m), listening([*listeners, *more]):
                     if started is not None:
                         await started(rooms)
                     yield rooms
+
+
+def lwm2m_service(rooms: Rooms) -> Lwm2mService | None:
+    """LwM2M as the settings have it; None when no port of it is to be opened."""
+    settings = rooms.settings
+    plain = host_port(settings.coap_listen, "coap_listen") if settings.coap_listen else None
+    secure = host_port(settings.coaps_listen, "coaps_listen") if settings.coaps_listen else None
+    if plain is None and secure is None:
+        return None
+    return Lwm2mService(
+        SqlEndpointDirectory(rooms.database, FRAGMENT_DEFAULT),
+        SqlRegistrations(rooms.database, rooms.writer, rooms.clock),
+        rooms.campaigns,
+        _Lwm2mDevices(rooms),
+        rooms.files.path,
+        rooms.clock,
+        Listen(plain, secure, settings.coap_url, settings.coaps_url, settings.device_url),
+        awake=Millis(settings.lwm2m_awake_s * SECOND),
+    )
+
+
+@asynccontextmanager
+async def _lwm2m(service: Lwm2mService | None) -> AsyncIterator[None]:
+    if service is None:
+        yield
+        return
+    try:
+        await service.start()
+    except Lwm2mStartError as error:
+        raise StartError(str(error)) from error
+    keys = Periodic("psk", PSK_LOOK_S, service.keys.load)
+    try:
+        keys.start()
+        yield
+    finally:
+        await keys.close()
+        await service.close()
 
 
 @asynccontextmanager

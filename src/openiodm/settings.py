@@ -61,6 +61,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     device_tls_client_certificates: str = "off"
     """As `tls_client_certificates`, for `device_listen`."""
 
+    coap_listen: str = ""
+    """HOST:PORT for LwM2M devices over plain CoAP (UDP, customarily 5683); empty: none."""
+    coaps_listen: str = ""
+    """HOST:PORT for LwM2M devices over DTLS with pre-shared keys (UDP, customarily 5684); empty: none."""
+    coap_url: str = ""
+    """`coap://HOST[:PORT]` that LwM2M devices download from; empty: the address that our route to the device has."""
+    coaps_url: str = ""
+    """`coaps://HOST[:PORT]` that LwM2M devices download from; empty: as for `coap_url`."""
+    lwm2m_awake_s: Seconds = 60
+    """How long a LwM2M device in queue mode is spoken to after it has said something; then it is taken to sleep."""
+
     token_life_s: Seconds = 3600
     """Life of an access token, told as `expiresIn`."""
     token_skew_s: Annotated[int, Meta(ge=0, le=3600)] = 60
@@ -260,6 +271,12 @@ def _check(settings: Settings) -> None:
             raise SettingsError("device_listen: it is `listen`; leave it out, and both are served there")
     _check_tls(settings, "")
     _check_tls(settings, "device_")
+    for name, scheme in (("coap", "coap://"), ("coaps", "coaps://")):
+        if address := getattr(settings, f"{name}_listen"):
+            host_port(address, f"{name}_listen")
+        url = getattr(settings, f"{name}_url")
+        if url and not url.startswith(scheme):
+            raise SettingsError(f"{name}_url: expected {scheme}...")
     if settings.database and not settings.database.startswith(("sqlite:///", "postgresql://", "postgres://")):
         raise SettingsError("database: expected sqlite:///PATH or postgresql://...")
     if settings.log_level not in {"debug", "info", "warning", "error"}:

@@ -12,8 +12,8 @@ import pytest
 
 from openiodm.campaigns.model import Counters, ExecuteType, Policy
 from openiodm.clock import DAY, HOUR, Instant
-from openiodm.protocols.ddi.download import Downloads
-from openiodm.protocols.ddi.ranges import Span
+from openiodm.protocols.download import Downloads
+from openiodm.protocols.ranges import Span
 from openiodm.scheduler.model import Done, Job, Progress
 from openiodm.scheduler.runner import Scheduler
 from openiodm.storage.engine import Database, Unreachable

@@ -312,6 +312,26 @@ SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
             },
         ),
     ],
+    "0008": [
+        (
+            "lwm2m_registration",
+            {
+                "device_id": 1,
+                "endpoint": "n1",
+                "location": "aa",
+                "token": "00" * 8,
+                "address": '["127.0.0.1",5683]',
+                "secure": True,
+                "lifetime_s": 3600,
+                "version": "1.1",
+                "binding": "UQ",
+                "links": "3/0 5/0",
+                "speaks_pcp": False,
+                "registered_at": 5,
+                "ended_at": None,
+            },
+        ),
+    ],
 }
 
 # What a row of SAMPLES is when a later revision changes it on purpose: (table, column) -> old value to new value.

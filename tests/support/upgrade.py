@@ -72,10 +72,14 @@ class Upgrade:
             if done.transition is not None:
                 self.states.append(done.transition.to_state)
 
+    def close(self) -> None:
+        """The fence alone: what a stop commits first."""
+        self.standing = msgspec.structs.replace(self.standing, open=False)
+
     def stop(self, *, whole_task: bool = True) -> None:
         """An operator's stop; the task's closes the fence as well."""
         if whole_task:
-            self.standing = msgspec.structs.replace(self.standing, open=False)
+            self.close()
         self.signal([Halt()])
 
     def retry(self) -> None:

@@ -16,6 +16,8 @@ PACKAGE = "openiodm"
 DOMAIN = ("access", "packages", "devices", "campaigns")
 BASE = ("clock", "errors")
 ANYTHING = ("",)
+# What protocols have in common beside their port: how bytes go out over HTTP.
+SHARED = ("protocols.port", "protocols.ranges", "protocols.download", "protocols.etags")
 
 # room -> what its modules may import besides the room itself; the longest matching room counts. `*` is one name.
 RULES: dict[str, tuple[str, ...]] = {
@@ -39,11 +41,12 @@ RULES: dict[str, tuple[str, ...]] = {
     "northbound.compat": (*BASE, *DOMAIN, "notifications", "http", "settings", "northbound.*"),
     "northbound.native": (*BASE, *DOMAIN, "notifications", "http", "settings", "northbound.*"),
     "protocols": (*BASE, *DOMAIN, "settings"),
-    "protocols.*": (*BASE, *DOMAIN, "http", "settings", "protocols.port"),
+    "protocols.*": (*BASE, *DOMAIN, "http", "settings", *SHARED),
     # A carrier knows no domain: LwM2M rides on it, and nothing else of a protocol's folder is another's.
     "protocols.coap": ("clock",),
-    "protocols.lwm2m": (*BASE, *DOMAIN, "http", "settings", "protocols.port", "protocols.coap"),
-    "simulator": ("clock", "protocols.*.codec"),
+    "protocols.lwm2m": (*BASE, *DOMAIN, "http", "settings", *SHARED, "protocols.coap", "protocols.pcp"),
+    # DTLS is OpenSSL's on both sides of the wire: there is no second opinion to be had from a second binding.
+    "simulator": ("clock", "protocols.*.codec", "protocols.coap.dtls"),
     "app": ANYTHING,
     "cli": ANYTHING,
     "__main__": ANYTHING,
@@ -149,6 +152,8 @@ def test_every_module_belongs_to_a_room() -> None:
         ("protocols.ddi.server", "protocols.coap.carrier", False),
         ("protocols.ddi.server", "storage.contacts", False),
         ("protocols.lwm2m.server", "protocols.coap.carrier", True),
+        ("protocols.lwm2m.upgrades", "protocols.pcp.session", True),
+        ("protocols.pcp.session", "protocols.lwm2m.codec", False),
         ("protocols.coap.endpoint", "protocols.lwm2m.codec", False),
         ("protocols.coap.endpoint", "campaigns.model", False),
         ("protocols.port", "protocols.ddi.codec", False),

@@ -61,6 +61,11 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "notice_newer_words": ("false", "false", False),
     "notice_every_attempt": ("true", "true", True),
     "group_errors_as_4xx": ("true", "true", True),
+    "coap_listen": ('"0.0.0.0:5683"', "0.0.0.0:5683", "0.0.0.0:5683"),
+    "coaps_listen": ('"[::]:5684"', "[::]:5684", "[::]:5684"),
+    "coap_url": ('"coap://ota.example"', "coap://ota.example", "coap://ota.example"),
+    "coaps_url": ('"coaps://ota.example:5684"', "coaps://ota.example:5684", "coaps://ota.example:5684"),
+    "lwm2m_awake_s": ("17", "17", 17),
     "shutdown_grace_s": ("17", "17", 17),
     "log_level": ('"warning"', "warning", "warning"),
     "log_format": ('"json"', "json", "json"),
@@ -89,6 +94,10 @@ NONSENSE: dict[str, list[str]] = {
     "device_listen": ["localhost", ":1", "h:99999", "127.0.0.1:8743"],  # the last is what `listen` is
     "device_url": ["ota.example", "ftp://ota.example"],
     "trusted_proxies": ["proxy.example", "10.0.0.0/8", "10.0.0.1 10.0.0.2"],
+    "coap_listen": ["localhost", ":5683", "h:coap"],
+    "coaps_listen": ["localhost", ":5684", "h:99999"],
+    "coap_url": ["ota.example", "coaps://ota.example"],
+    "coaps_url": ["ota.example", "coap://ota.example"],
     "list_index": ["perhaps", "2"],
     "callback_allow": ["10.0.0.0/33", "http://push.lan", "*.lan"],
     "callbacks_at_once": ["0", "4097"],
@@ -121,7 +130,7 @@ NONSENSE: dict[str, list[str]] = {
     **{name: ["0", "-1", "315360001"] for name in (
         "token_life_s", "refresh_life_s", "last_seen_flush_s", "online_clock_s", "download_clock_s",
         "install_clock_s", "verify_clock_s", "cancel_clock_s", "device_abnormal_after_s", "device_offline_after_s",
-        "shutdown_grace_s", "callback_timeout_s", "notice_life_s",
+        "shutdown_grace_s", "callback_timeout_s", "notice_life_s", "lwm2m_awake_s",
     )},
 }  # fmt: skip
 NO_NUMBER = ["", "soon", "1.5", "0x10", "true", "10s"]

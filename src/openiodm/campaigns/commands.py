@@ -10,6 +10,7 @@ from openiodm.campaigns.model import CampaignKey, Clocks, ExecuteType, NewCampai
 from openiodm.campaigns.ports import (
     CampaignDesk,
     CampaignRow,
+    DeliveryLimits,
     DeviceFacts,
     GroupFacts,
     PackageFacts,
@@ -35,6 +36,7 @@ class CampaignCommands:
         desk: ReportDesk,
         wake: Callable[[], None],
         stop_lane: object,
+        limits: DeliveryLimits | None = None,
     ) -> None:
         self._writer = writer
         self._clock = clock
@@ -42,6 +44,7 @@ class CampaignCommands:
         self._desk = desk
         self._wake = wake
         self._stop_lane = stop_lane
+        self._limits = limits
         self.signalled: Callable[[str], None] = lambda _what: None
         """Hears of every signal that has become durable."""
 
@@ -84,6 +87,10 @@ class CampaignCommands:
             asked = replace(asked, target=replace(target, devices=tuple(d.device_id for d in found)))
             devices = [d.key for d in found]
         _match(asked, package)
+        if self._limits is not None:
+            in_groups = None if groups is None else [group.key for group in groups]
+            if (why := await self._limits.objection(work, package, devices, in_groups)) is not None:
+                raise Refusal(Reason.TARGET_MISMATCH, why, field="fileId")
         policy = asked.policy or Policy()
         key = await work.campaigns.insert(
             CampaignRow(

@@ -102,6 +102,16 @@ class Moved(msgspec.Struct, frozen=True):
     logs: tuple[LogEntry, ...]
 
 
+class DeliveryLimits(Protocol):
+    """What the ways in which devices take packages cannot carry. The core does not know which ways there are."""
+
+    async def objection(
+        self, work: Any, package: PackageFacts, devices: Sequence[int] | None, groups: Sequence[int] | None
+    ) -> str | None:
+        """Why the package cannot get to one of these devices (or members of groups, of its product), if it cannot."""
+        ...
+
+
 class CampaignRows(Protocol):
     """The core's rows within one transaction."""
 

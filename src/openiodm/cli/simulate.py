@@ -1,4 +1,4 @@
-"""`openiodm simulate`: devices that speak DDI to a server, for trying things out and for load."""
+"""`openiodm simulate`: devices that speak DDI or LwM2M to a server, for trying things out and for load."""
 
 import asyncio
 import json
@@ -7,14 +7,16 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openiodm.cli import options, tables
+from openiodm.cli import options, simulate_lwm2m, tables
 from openiodm.cli.client import find_tls, find_url, read_secret_file
 from openiodm.cli.failure import REFUSED, TIMED_OUT, USAGE, Failure
+from openiodm.cli.simulate_lwm2m import Lwm2mRun
 
 if TYPE_CHECKING:
     from openiodm.simulator import Behaviour, DeviceProfile, Fleet
@@ -24,8 +26,26 @@ VIEW_EVERY_S = 0.25
 VIOLATIONS_SHOWN = 20
 
 
+class Protocol(StrEnum):
+    """What the devices speak."""
+
+    DDI = "ddi"
+    LWM2M = "lwm2m"
+    PCP = "pcp"
+
+
 def simulate(
     url: options.Url = None,
+    protocol: Annotated[
+        Protocol, typer.Option("--protocol", help="ddi; lwm2m: firmware by object 5; pcp: LwM2M with software by PCP.")
+    ] = Protocol.DDI,
+    coap: Annotated[
+        str | None,
+        typer.Option("--coap", metavar="HOST:PORT", help="LwM2M: the server; else 127.0.0.1:5683, or :5684."),
+    ] = None,
+    dtls: Annotated[
+        bool, typer.Option("--dtls", help="LwM2M: over DTLS, with the psk of each line of --devices.")
+    ] = False,
     ca: options.Ca = None,
     client_cert: options.ClientCert = None,
     token: Annotated[
@@ -34,7 +54,9 @@ def simulate(
     token_file: Annotated[Path | None, typer.Option("--token-file", metavar="FILE")] = None,
     devices: Annotated[
         Path | None,
-        typer.Option("--devices", metavar="FILE.ndjson", help="Be these devices: nodeId and targetToken of each line."),
+        typer.Option(
+            "--devices", metavar="FILE.ndjson", help="Be these devices: nodeId and targetToken, or psk, of each line."
+        ),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="How many, without --devices.")] = 10,
     prefix: Annotated[str, typer.Option("--prefix", help="Their nodeIds begin so.")] = "sim",
@@ -44,6 +66,18 @@ def simulate(
     manufacturer: options.Manufacturer = None,
     version: Annotated[str, typer.Option("--version", help="The firmware version that they start with.")] = "1.0.0",
     sw_version: Annotated[str | None, typer.Option("--sw-version", help="And the software version.")] = None,
+    new_version: Annotated[
+        str | None, typer.Option("--new-version", help="LwM2M: the firmware version that they have after an upgrade.")
+    ] = None,
+    push: Annotated[bool, typer.Option("--push", help="LwM2M: they take pushes alone.")] = False,
+    queue_mode: Annotated[bool, typer.Option("--queue-mode", help="LwM2M: they sleep between contacts.")] = False,
+    power_loss_rate: Annotated[
+        float, typer.Option("--power-loss-rate", min=0, max=1, help="LwM2M: reboot in the middle of a download.")
+    ] = 0.0,
+    loss_rate: Annotated[float, typer.Option("--loss-rate", min=0, max=1, help="LwM2M: of datagrams, each way.")] = 0.0,
+    reorder_rate: Annotated[
+        float, typer.Option("--reorder-rate", min=0, max=1, help="LwM2M: of the datagrams that they send.")
+    ] = 0.0,
     failure_rate: Annotated[float, typer.Option("--failure-rate", min=0, max=1, help="Of installations.")] = 0.0,
     silence_rate: Annotated[float, typer.Option("--silence-rate", min=0, max=1, help="Fall silent for ever.")] = 0.0,
     install_seconds: Annotated[float, typer.Option("--install-seconds", min=0, help="At most.")] = 1.0,
@@ -59,9 +93,37 @@ def simulate(
 ) -> None:
     """Run simulated devices against a server, until Ctrl-C or as asked.
 
-    They register themselves with a gateway token, or have been registered with tokens of their own (--devices). The
-    exit code is 1 when the server broke a law that a device can see, 4 when --duration ended before --until-done.
+    DDI devices register themselves with a gateway token, or have been registered with tokens of their own (--devices).
+    LwM2M devices must have been registered, by their nodeId. The exit code is 1 when the server broke a law that a
+    device can see, 4 when --duration ended before --until-done.
     """
+    if protocol is not Protocol.DDI:
+        asked = Lwm2mRun(
+            pcp=protocol is Protocol.PCP,
+            dtls=dtls,
+            coap=coap,
+            devices=devices,
+            count=count,
+            prefix=prefix,
+            version=version,
+            sw_version=sw_version,
+            new_version=new_version,
+            push=push,
+            queue_mode=queue_mode,
+            failure_rate=failure_rate,
+            power_loss_rate=power_loss_rate,
+            stuck_rate=silence_rate,
+            loss_rate=loss_rate,
+            reorder_rate=reorder_rate,
+            install_seconds=install_seconds,
+            seed=seed,
+            duration=duration,
+            until_done=until_done,
+        )
+        import uvloop
+
+        _conclude(uvloop.run(simulate_lwm2m.run(asked)), as_json=as_json, until_done=until_done)
+        return
     from openiodm.simulator import Behaviour
 
     told = {"deviceType": device_type, "model": model, "manufacturerName": manufacturer}
@@ -93,6 +155,10 @@ def simulate(
             until_done=until_done,
         )
     )
+    _conclude(outcome, as_json=as_json, until_done=until_done)
+
+
+def _conclude(outcome: dict[str, Any], *, as_json: bool, until_done: bool) -> None:
     _report(outcome, as_json=as_json)
     if outcome["violations"]:
         raise Failure(f"the server broke {len(outcome['violations'])} laws", REFUSED)

@@ -40,6 +40,17 @@ class Kept:
     sw_version: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a device says of itself; None is "not told"."""
+
+    fw_version: str | None = None
+    sw_version: str | None = None
+    device_type: str | None = None
+    model: str | None = None
+    manufacturer_name: str | None = None
+
+
 class ToldRows(Protocol):
     """What this module needs of storage."""
 
@@ -172,6 +183,29 @@ class ToldCommands:
             return version != (kept.sw_version if software else kept.fw_version)
 
         return bool(await self._writer.run(command))
+
+    async def described(self, device: DeviceKey, told: Description) -> None:
+        """What a device answered when it was asked about itself. Versions count as told, as in `attributes`.
+
+        The product's members are taken where its registration left them out; where it did not, they stay.
+        """
+
+        async def command(work: ToldWork) -> None:
+            kept = await work.told.lock(device)
+            if kept is None:
+                return
+            product = Product(
+                kept.product.device_type or told.device_type or "",
+                kept.product.model or told.model or "",
+                kept.product.manufacturer_name or told.manufacturer_name or "",
+            )
+            moved = product != kept.product and product.storable
+            if moved:
+                await work.told.keep_product(device, product)
+            versions = (told.fw_version, told.sw_version)
+            await self._hear(work, device, kept, versions, self._clock.now(), moved=moved)
+
+        await self._writer.run(command)
 
     async def auto_confirm(self, device: DeviceKey, initiator: str | None, remark: str | None) -> bool:
         """Switches auto-confirmation on; False when it was on already."""

@@ -4,6 +4,7 @@ A protocol authenticates and reads with one `DeviceDirectory` look-up, turns wha
 signals (`campaigns.rollout`), and renders what `Contacted.standing` allows. It knows no table and no campaign.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -86,4 +87,89 @@ class DeviceDirectory(Protocol):
 
     async def current(self, upgrade: UpgradeKey) -> Standing | None:
         """Where an unfinished upgrade stands now; None also while its application is frozen."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointDevice:
+    """A registered device that an endpoint name may mean."""
+
+    app_id: str
+    key: DeviceKey
+    device_id: str
+    secure_only: bool  # its registration says isSecure
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRegistration:
+    """A LwM2M registration as it outlives the process.
+
+    `token`, eight bytes in hex, is the device's for good: observations and package URIs carry it. `address` is the
+    socket's, in JSON. `links` are paths, as `3/0`, separated by blanks.
+    """
+
+    device: DeviceKey
+    device_id: str
+    endpoint: str
+    location: str
+    token: str
+    address: str
+    secure: bool
+    lifetime_s: int
+    version: str
+    binding: str
+    links: str
+    speaks_pcp: bool
+    registered_at: Instant
+    last_seen_at: Instant | None = None
+    attempted: bool = False  # the device has been given an upgrade before
+    activated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A device's unfinished upgrade, its package, and how large the fragments are that the package is to be sent in."""
+
+    standing: Standing
+    file: File
+    fragment_bytes: int
+
+
+class EndpointDirectory(Protocol):
+    """Reads for devices that registered with us and are spoken to: key look-ups, or a bounded many of them."""
+
+    async def devices_of(self, node_id: str) -> Sequence[EndpointDevice]:
+        """The devices of that node id, one for every application that has it; frozen applications left out."""
+        ...
+
+    async def unfinished(self, devices: Sequence[DeviceKey]) -> Mapping[DeviceKey, Unfinished]:
+        """Those that have an unfinished upgrade."""
+        ...
+
+    async def keys_after(self, device: DeviceKey, limit: int) -> Sequence[tuple[DeviceKey, str, str]]:
+        """(key, node id, psk) of devices with a psk, by rising key beyond `device`."""
+        ...
+
+    async def key_of(self, node_id: str) -> Sequence[tuple[str, DeviceKey, str]]:
+        """(app id, key, psk) of the devices of that node id that have a psk."""
+        ...
+
+
+class Registrations(Protocol):
+    """LwM2M registrations that outlive the process. What is written is durable when the call returns."""
+
+    async def put(self, registration: KeptRegistration) -> KeptRegistration | None:
+        """Keeps it in place of an earlier one of the device, whose token stays; None when the device is deleted."""
+        ...
+
+    async def end(self, device: DeviceKey, location: str) -> None:
+        """The device has left; nothing when it has registered anew meanwhile."""
+        ...
+
+    async def at(self, location: str) -> KeptRegistration | None:
+        """The one of that location."""
+        ...
+
+    async def after(self, device: DeviceKey, limit: int) -> Sequence[KeptRegistration]:
+        """Those that have not ended, by rising device beyond `device`."""
         ...

@@ -11,7 +11,9 @@ from openiodm.protocols.port import Contacted, Credential, File, Installed, Know
 from openiodm.storage.engine import Database, Row
 from openiodm.storage.standings import STANDING_COLUMNS, STANDING_JOINS, standing_of
 
-_FILE = "p.file_id, p.file_type, p.name, p.version AS file_version, f.sha256, f.sha1, f.md5, f.size, f.created_at"
+FILE_COLUMNS = (
+    "p.file_id, p.file_type, p.name, p.version AS file_version, f.sha256, f.sha1, f.md5, f.size, f.created_at"
+)
 _DEVICE = """
 a.id AS application, a.app_id, d.id AS known, d.device_id AS public_id, d.activated_at, d.attributes_wanted,
 d.auto_confirm AS auto, d.installed_action_id
@@ -24,7 +26,7 @@ LEFT JOIN blob f ON f.sha256 = p.sha256
 """
 _BY_GATEWAY = f"""
 SELECT {_DEVICE}, t.device_type AS gateway_type, t.model AS gateway_model,
-  t.manufacturer_name AS gateway_maker, {STANDING_COLUMNS}, {_FILE}
+  t.manufacturer_name AS gateway_maker, {STANDING_COLUMNS}, {FILE_COLUMNS}
 FROM gateway_token g
 JOIN product t ON t.id = g.product_id
 JOIN application a ON a.id = g.application_id AND a.gateway_tokens AND a.frozen_at IS NULL AND a.deleted_at IS NULL
@@ -34,7 +36,7 @@ WHERE g.token_hash = $1 AND g.deleted_at IS NULL
 """
 # CROSS JOIN makes SQLite begin with the few applications: then devices come by (application, node id), not by a scan.
 _BY_TARGET = f"""
-SELECT {_DEVICE}, NULL AS gateway_type, NULL AS gateway_model, NULL AS gateway_maker, {STANDING_COLUMNS}, {_FILE}
+SELECT {_DEVICE}, NULL AS gateway_type, NULL AS gateway_model, NULL AS gateway_maker, {STANDING_COLUMNS}, {FILE_COLUMNS}
 FROM application a
 CROSS JOIN device d
 {_UNFINISHED}
@@ -42,7 +44,7 @@ WHERE d.application_id = a.id AND d.token_hash = $1 AND d.node_id = $2 AND d.del
   AND a.target_tokens AND a.frozen_at IS NULL AND a.deleted_at IS NULL
 """
 _INSTALLED = f"""
-SELECT u.id AS upgrade, {_FILE} FROM upgrade u
+SELECT u.id AS upgrade, {FILE_COLUMNS} FROM upgrade u
 JOIN campaign c ON c.id = u.campaign_id JOIN package p ON p.id = c.package_id JOIN blob f ON f.sha256 = p.sha256
 WHERE u.device_id = $1 AND u.action_id = $2 AND u.state = 'success'
 """
@@ -69,7 +71,7 @@ class SqlDeviceDirectory:
     async def installed(self, device: DeviceKey, action_id: int) -> Installed | None:
         """See the port."""
         r = await self._db.fetchrow(_INSTALLED, device, action_id)
-        return None if r is None else Installed(UpgradeKey(r["upgrade"]), _file(r))
+        return None if r is None else Installed(UpgradeKey(r["upgrade"]), file_of(r))
 
     async def kept_log(self, upgrade: UpgradeKey, action_id: int, entries: int) -> list[str]:
         """See the port."""
@@ -101,7 +103,7 @@ def _contacted(r: Row) -> Contacted:
         gateway_product=None if r["gateway_type"] is None else _product(r),
         device=device,
         standing=standing_of(r, _STANDING_AT) if waiting else None,
-        file=_file(r) if waiting else None,
+        file=file_of(r) if waiting else None,
     )
 
 
@@ -109,7 +111,8 @@ def _product(r: Row) -> Product:
     return Product(r["gateway_type"], r["gateway_model"], r["gateway_maker"])
 
 
-def _file(r: Row) -> File:
+def file_of(r: Row) -> File:
+    """A row with `FILE_COLUMNS`."""
     return File(
         file_id=r["file_id"],
         file_type=r["file_type"],

@@ -646,3 +646,22 @@ for _engine, _statements in (*DEFAULTS.items(), *TRIGGERS.items()):
     for _statement in _statements:
         _ddl = DDL(_statement)  # type: ignore[no-untyped-call]  # SQLAlchemy has no annotation there
         event.listen(metadata, "after_create", _ddl.execute_if(dialect=_engine))
+
+# LwM2M registrations. A row stays when its registration ends: the token outlives it (observations, package URIs).
+lwm2m_registration = Table(
+    "lwm2m_registration",
+    metadata,
+    Column("device_id", BigId, ForeignKey("device.id"), primary_key=True, autoincrement=False),
+    Column("endpoint", Text, nullable=False),
+    Column("location", Text, nullable=False, unique=True),
+    Column("token", Text, nullable=False, unique=True),
+    Column("address", Text, nullable=False),  # JSON: the socket's
+    Column("secure", Boolean, nullable=False),
+    Column("lifetime_s", BigInteger, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("binding", Text, nullable=False),
+    Column("links", Text, nullable=False),  # paths, separated by blanks
+    Column("speaks_pcp", Boolean, nullable=False),
+    Column("registered_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+)

@@ -9,7 +9,6 @@ from typing import Final
 
 _ACCEPT_RANGES: Final = 32  # media ranges of one Accept header that are looked at
 _QUALITY: Final = re.compile(r"0?\.[0-9]+|[01](\.[0-9]*)?", re.ASCII)
-_ENTITY_TAG: Final = re.compile(r'(W/)?"([^"]*)"|([^\s,"]+)')
 
 
 class Media(StrEnum):
@@ -28,22 +27,6 @@ class Media(StrEnum):
 def etag_of(body: bytes) -> str:
     """A strong entity tag of an answer: a quoted hash of its bytes (RFC 9110, 8.8.3)."""
     return f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
-
-
-def match_etag(header: str | None, etag: str, *, strong: bool = False) -> bool:
-    """Whether a list of entity tags, as in If-None-Match and If-Match, names `etag` or is `*`.
-
-    Weak comparison, or `strong` (a weak tag never matches; RFC 9110, 8.8.3.2). A tag sent without its quotes
-    is taken as meant: hawkBit compares the bare SHA-1.
-    """
-    if header is None:
-        return False
-    if header in (etag, "*"):
-        return True
-    opaque = etag.removeprefix("W/").strip('"')
-    return header.strip() == "*" or any(
-        (quoted or bare) == opaque and not (strong and weak) for weak, quoted, bare in _ENTITY_TAG.findall(header)
-    )
 
 
 @lru_cache(maxsize=64)

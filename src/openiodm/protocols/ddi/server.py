@@ -22,12 +22,14 @@ from openiodm.clock import Clock, Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.errors import Reason, Refusal
 from openiodm.http.clients import client_address, peer_of
-from openiodm.protocols.ddi import answers, codec, ranges, session
+from openiodm.protocols import ranges
+from openiodm.protocols.ddi import answers, codec, session
 from openiodm.protocols.ddi.answers import ErrorCode
 from openiodm.protocols.ddi.codec import DdiFormatError
-from openiodm.protocols.ddi.download import Downloads
-from openiodm.protocols.ddi.negotiation import Media, choose_media, etag_of, match_etag, media_of
+from openiodm.protocols.ddi.negotiation import Media, choose_media, etag_of, media_of
 from openiodm.protocols.ddi.session import Base
+from openiodm.protocols.download import Downloads
+from openiodm.protocols.etags import match_etag
 from openiodm.protocols.port import Contacted, Credential, DeviceDirectory, File, KnownDevice
 
 log = structlog.get_logger(__name__)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from openiodm.clock import Instant
-from openiodm.protocols.ddi.ranges import (
+from openiodm.protocols.ranges import (
     BOUNDARY,
     RANGES,
     Answer,

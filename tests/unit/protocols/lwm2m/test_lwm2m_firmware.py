@@ -15,6 +15,7 @@ from openiodm.protocols.lwm2m.session.dialogue import (
     Here,
     Notified,
     Observe,
+    Offering,
     Pause,
     Read,
     Scheme,
@@ -22,8 +23,8 @@ from openiodm.protocols.lwm2m.session.dialogue import (
     Stopping,
     Unanswered,
     Upload,
-    Uploading,
     Write,
+    offers,
 )
 from openiodm.protocols.lwm2m.session.firmware import Known
 from tests.support.upgrade import Upgrade
@@ -123,8 +124,8 @@ class Play:
             effect = firmware.next_effect(self.upgrade.standing, self.known, self.sources)
             if effect is None:
                 return
-            if isinstance(effect, Upload):
-                self.hear(Uploading())
+            if isinstance(effect, Write | Upload) and offers(effect):
+                self.hear(Offering(effect))
             self.hear(self.device.answer(effect))
         raise AssertionError(f"it never comes to rest: {self.device.asked[-5:]}")
 
@@ -252,6 +253,17 @@ def test_so_it_does_after_a_reboot() -> None:
     play.reboot("V1", 8, state=2)
     assert play.upgrade.state is S.FAIL
     assert play.device.asked.count("Execute") == 1
+
+
+def test_a_failure_whose_notification_was_lost_is_noticed_at_the_next_contact_and_not_told_again() -> None:
+    play = Play()
+    play.here(new=True)
+    play.notify(1)
+    play.notify(2)
+    play.notify(2, 8, lost=True)
+    play.here()
+    assert play.device.asked.count("Execute") == 1
+    assert (play.upgrade.state, play.upgrade.standing.error_code) == (S.FAIL, "8")
 
 
 def test_success_with_another_version_is_a_failure() -> None:
@@ -382,6 +394,26 @@ def test_a_write_that_arrived_and_whose_answer_was_lost_is_not_undone() -> None:
     assert play.device.asked.count("Write") == 1
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_states_that_overtake_the_answer_to_the_write_count(lost: bool) -> None:
+    play = Play()
+    play.hear(Here(new=True))
+    for _ in range(3):
+        effect = firmware.next_effect(play.upgrade.standing, play.known, SOURCES)
+        assert effect is not None
+        play.hear(play.device.answer(effect))
+    write = firmware.next_effect(play.upgrade.standing, play.known, SOURCES)
+    assert isinstance(write, Write)
+    play.hear(Offering(write))
+    for state in (1, 2):
+        play.device.state = state
+        play.hear(Notified((5, 0, 3), state))
+    play.hear(Unanswered(write) if lost else Answered(write, CHANGED))
+    play.go_on()
+    assert play.device.asked[-1] == "Execute"
+    assert play.upgrade.state is S.INSTALLING
+
+
 def test_a_broken_upload_is_begun_again_at_the_next_contact() -> None:
     play = Play(Device(delivery=1, lost={"Upload"}))
     play.here(new=True)
@@ -485,6 +517,20 @@ def test_a_stop_before_the_update_makes_the_device_drop_the_package(state: int) 
     assert play.upgrade.state is S.STOP
     assert play.device.uri == ""
     assert "Execute" not in play.device.asked
+
+
+def test_a_download_that_fails_because_the_task_is_being_stopped_is_no_failure() -> None:
+    """The stop closes the task at once, and comes to each device a little later."""
+    play = Play()
+    play.here(new=True)
+    play.notify(1)
+    play.upgrade.close()
+    play.notify(0, 4)
+    assert play.upgrade.state is S.DOWNLOADING
+    play.upgrade.stop()
+    play.hear(Stopping())
+    play.go_on()
+    assert play.upgrade.state is S.STOP
 
 
 def test_a_stop_before_anything_was_said_ends_with_a_look_at_the_device() -> None:

@@ -16,6 +16,7 @@ from openiodm.protocols.lwm2m.session.dialogue import (
     Here,
     Notified,
     Observe,
+    Offering,
     Pause,
     Read,
     Scheme,
@@ -23,8 +24,8 @@ from openiodm.protocols.lwm2m.session.dialogue import (
     Stopping,
     Unanswered,
     Upload,
-    Uploading,
     Write,
+    offers,
 )
 from openiodm.protocols.lwm2m.session.software import Known
 from tests.support.upgrade import Upgrade
@@ -105,8 +106,8 @@ class Play:
             effect = software.next_effect(self.upgrade.standing, self.known, SOURCES)
             if effect is None:
                 return
-            if isinstance(effect, Upload):
-                self.hear(Uploading())
+            if isinstance(effect, Write | Upload) and offers(effect):
+                self.hear(Offering(effect))
             self.hear(self.device.answer(effect))
         raise AssertionError(f"it never comes to rest: {self.device.asked[-5:]}")
 
@@ -132,7 +133,7 @@ def test_pull_all_the_way() -> None:
     play.notify(1)
     play.notify(2)
     play.notify(3, 3)
-    assert play.device.asked[-1] == "Execute4"
+    assert play.device.asked[-3:] == ["Execute4", "Pause", "Read9"]
     play.notify(4, 2, "V2")
     assert play.device.asked[-4:] == ["Read9", "Read12", "Execute10", "Read1"]
     assert play.upgrade.states == ALL_THE_WAY
@@ -193,11 +194,31 @@ def test_a_failing_installer_leaves_the_device_at_delivered() -> None:
     assert (play.upgrade.state, play.upgrade.standing.error_code) == (S.FAIL, "58")
 
 
+def test_an_installer_that_fails_without_a_change_of_state_is_noticed() -> None:
+    play = Play()
+    play.here(new=True)
+    play.device.result = 58
+    play.notify(3)
+    assert play.device.asked[-3:] == ["Execute4", "Pause", "Read9"]
+    assert (play.upgrade.state, play.upgrade.standing.error_code) == (S.FAIL, "58")
+
+
+def test_one_that_fails_later_is_noticed_at_the_next_contact_and_not_told_again() -> None:
+    for new in (False, True):
+        play = Play()
+        play.here(new=True)
+        play.notify(3, 3)
+        play.device.result = 58
+        play.here(new=new)
+        assert play.device.asked.count("Execute4") == 1
+        assert (play.upgrade.state, play.upgrade.standing.error_code) == (S.FAIL, "58")
+
+
 def test_a_busy_device_is_asked_again() -> None:
     play = Play(Device(busy_answers=2))
     play.here(new=True)
     play.notify(3)
-    assert play.device.asked[-5:] == ["Execute4", "Pause", "Execute4", "Pause", "Execute4"]
+    assert play.device.asked[-7:-2] == ["Execute4", "Pause", "Execute4", "Pause", "Execute4"]
     play = Play(Device(busy_answers=99))
     play.here(new=True)
     play.notify(3)

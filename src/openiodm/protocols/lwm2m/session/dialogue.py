@@ -14,7 +14,8 @@ from typing import Final
 
 from openiodm.campaigns import texts
 from openiodm.campaigns.model import LogEntry
-from openiodm.campaigns.rollout import Result, Versions, What
+from openiodm.campaigns.rollout import Result, Standing, Versions, What
+from openiodm.campaigns.states import UpgradeState
 from openiodm.protocols.lwm2m.codec.values import Path, Raw
 
 # -- what the session asks for
@@ -112,8 +113,10 @@ class Notified:
 
 
 @dataclass(frozen=True, slots=True)
-class Uploading:
-    """The package is about to go up."""
+class Offering:
+    """The package, or its URI, is about to be sent. What the device tells from now on may be about it already."""
+
+    effect: Write | Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,12 @@ class Stopping:
     """The core wants the upgrade to stop."""
 
 
-Event = Here | Answered | Unanswered | Notified | Uploading | Stopping
+def offers(effect: Effect) -> bool:
+    """Is it one that an `Offering` goes before?"""
+    return isinstance(effect, Upload) or (isinstance(effect, Write) and bool(effect.text))
+
+
+Event = Here | Answered | Unanswered | Notified | Offering | Stopping
 
 
 class Scheme(Enum):
@@ -160,6 +168,13 @@ NO_WAY: Final = f"{texts.UPDATE_FAILED}: no way of delivery that the device supp
 def failure(action_id: int, detail: str, line: str, error_code: str | None = None) -> Result:
     """The end of an attempt that the device did not succeed in."""
     return Result(action_id, False, LogEntry("lwm2m", (line,)), detail=detail, error_code=error_code)
+
+
+def is_being_stopped(s: Standing) -> bool:
+    """Has a stop closed the task, and not come to this device yet? Then its download fails because we refuse the bytes,
+    and that is no failure of the device's.
+    """
+    return not s.open and s.state in (UpgradeState.OFFERED, UpgradeState.DOWNLOADING)
 
 
 def verdict(action_id: int, target: str, versions: Collection[str], told: Versions | None) -> list[What]:

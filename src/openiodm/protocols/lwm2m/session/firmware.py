@@ -27,15 +27,16 @@ from openiodm.protocols.lwm2m.session.dialogue import (
     Here,
     Notified,
     Observe,
+    Offering,
     Pause,
     Read,
     Sources,
     Stopping,
     Unanswered,
     Upload,
-    Uploading,
     Write,
     failure,
+    is_being_stopped,
     verdict,
 )
 
@@ -98,6 +99,7 @@ class Known:
     tries: int = 0  # to tell it so
     pausing: bool = False
     is_back: bool = False  # it has registered anew in this dialogue
+    told_before: bool = False  # that it was to update, before this contact: it may have failed since
     waits: bool = False  # nothing more until it says something
 
 
@@ -107,11 +109,12 @@ def hear(s: Standing, known: Known, event: Event) -> tuple[Known, list[What]]:
         case Here():
             return _here(s, known, event), []
         case Unanswered():
-            offered = isinstance(event.effect, Write | Upload) and known.state is not None
-            return replace(known, waits=True, uncertain=known.uncertain or offered), []
+            return _unanswered(known, event), []
         case Notified():
             return _state(s, known, event.value) if event.path == STATE else (known, [])
-        case Uploading():
+        case Offering():
+            if isinstance(event.effect, Write):
+                return replace(known, uncertain=True), []
             started = [_progress(s, E.DOWNLOAD_STARTED, "the package goes up")] if s.state is S.OFFERED else []
             return replace(known, begun=True), list(started)
         case Stopping():
@@ -120,18 +123,27 @@ def hear(s: Standing, known: Known, event: Event) -> tuple[Known, list[What]]:
             return _answered(s, known, event)
 
 
+def _unanswered(known: Known, event: Unanswered) -> Known:
+    """What the device told meanwhile counts more than that its answer was lost."""
+    if isinstance(event.effect, Write | Upload):
+        return replace(known, waits=known.state in (None, IDLE), uncertain=not known.begun)
+    return replace(known, waits=True)
+
+
 def _here(s: Standing, known: Known, event: Here) -> Known:
     """A new registration may mean that the device has forgotten all; its state is asked for again. So it is where an
     answer was lost or a transfer came to nothing: that is begun again, at the pace of the device's contacts.
     """
     if event.new:
         asked = (known.delivery, known.protocols, known.asked_delivery, known.asked_protocols)
-        return Known(None, None, *asked, refused=known.refused, is_back=True)
+        return Known(None, None, *asked, refused=known.refused, is_back=True, told_before=s.state is S.INSTALLING)
     if not known.waits:
         return known
     came_to_nothing = known.state == IDLE and known.result in (0, SUCCESS) and s.state in _TRANSFER
     begun = known.begun and not came_to_nothing
-    return replace(known, state=None, result=None, begun=begun, executed=False, tries=0, waits=False)
+    told_before = known.told_before or known.executed
+    known = replace(known, state=None, result=None, begun=begun, told_before=told_before)
+    return replace(known, executed=False, tries=0, waits=False)
 
 
 def _state(s: Standing, known: Known, state: int) -> tuple[Known, list[What]]:
@@ -216,8 +228,10 @@ def _written(s: Standing, known: Known, event: Answered, effect: Write) -> tuple
         known = replace(known, cleared=True, state=IDLE if event.ok else known.state, result=None)
         has_nothing = known.state == IDLE and s.halted_in is not S.INSTALLING
         return known, _stopped(s) if dropped or has_nothing else []
+    known = replace(known, uncertain=False)
     if event.ok:
-        return replace(known, begun=True, waits=True, result=None), []
+        # The device may have told a state before its answer came.
+        return replace(known, begun=True, waits=known.state == IDLE, result=None), []
     if known.delivery != PULL_ONLY:
         return replace(known, refused=True), []
     line = f"the package's URI was answered {event.code_text}"
@@ -252,6 +266,8 @@ def _result(s: Standing, known: Known, result: int) -> tuple[Known, list[What]]:
         return replace(known, waits=_waits(s, known), executed=known.executed and result != DEFERRED), []
     if not known.begun and s.state is S.OFFERED:
         return known, []  # of an earlier attempt
+    if is_being_stopped(s):
+        return replace(known, waits=True), []
     detail = TEXTS.get(result, f"{texts.UPDATE_FAILED}: result {result}")
     return known, [failure(s.action_id, detail, f"result {result}", str(result))]
 
@@ -302,7 +318,7 @@ def next_effect(s: Standing, known: Known, sources: Sources) -> Effect | None:
     if s.state is S.OFFERED and not known.begun:  # something from before this attempt
         return _begin(known, sources) if known.cleared else Write(PACKAGE_URI, "")
     if known.state == DOWNLOADED and s.state is S.INSTALLING and not known.executed:
-        return Read(RESULT) if known.is_back and known.result is None else Execute(UPDATE)
+        return Read(RESULT) if known.told_before and known.result is None else Execute(UPDATE)
     if known.state == DOWNLOADED and known.executed and known.result is None:
         return Read(RESULT)  # it was updating, and is back where it was
     return None

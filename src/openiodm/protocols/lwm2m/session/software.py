@@ -25,15 +25,16 @@ from openiodm.protocols.lwm2m.session.dialogue import (
     Here,
     Notified,
     Observe,
+    Offering,
     Pause,
     Read,
     Sources,
     Stopping,
     Unanswered,
     Upload,
-    Uploading,
     Write,
     failure,
+    is_being_stopped,
     verdict,
 )
 
@@ -47,6 +48,8 @@ FAILURES: Final = 50
 BUSY: Final = (0x80, 0x85)
 TRIES: Final = 4
 TOO_LARGE: Final = 0x8D
+LOOK_AFTER_S: Final = 1.0
+"""After this the result of an installation that has just begun is looked at."""
 
 S, E = UpgradeState, UpgradeEvent
 
@@ -80,7 +83,9 @@ class Known:
     refused: bool = False  # the URI
     looked: bool = False  # at what is in the instance now
     cleared: bool = False
-    executed: bool = False
+    executed: bool = False  # it was told to install, and said yes
+    looks_soon: bool = False  # at the result, in a moment
+    told_before: bool = False  # that it was to install, before this contact: it may have failed since
     activated: bool | None = None
     tries: int = 0
     pausing: bool = False
@@ -97,11 +102,12 @@ def hear(s: Standing, known: Known, event: Event) -> tuple[Known, list[What]]:
         case Here():
             return _here(s, known, event), []
         case Unanswered():
-            offered = isinstance(event.effect, Write | Upload)
-            return replace(known, waits=True, uncertain=known.uncertain or offered), []
+            return _unanswered(known, event), []
         case Notified():
             return _state(s, known, event.value) if event.path == known.path(STATE) else (known, [])
-        case Uploading():
+        case Offering():
+            if isinstance(event.effect, Write):
+                return replace(known, uncertain=True), []
             started = [_progress(s, E.DOWNLOAD_STARTED, "the package goes up")] if s.state is S.OFFERED else []
             return replace(known, begun=True), list(started)
         case Stopping():
@@ -110,14 +116,26 @@ def hear(s: Standing, known: Known, event: Event) -> tuple[Known, list[What]]:
             return _answered(s, known, event)
 
 
+def _unanswered(known: Known, event: Unanswered) -> Known:
+    """What the device told meanwhile counts more than that its answer was lost."""
+    if isinstance(event.effect, Write | Upload):
+        moved = known.begun and known.state in (DOWNLOAD_STARTED, DOWNLOADED, DELIVERED)
+        return replace(known, waits=not moved, uncertain=not known.begun)
+    return replace(known, waits=True)
+
+
 def _here(s: Standing, known: Known, event: Here) -> Known:
     if event.new:
-        return Known(known.instance, refused=known.refused, looked=known.looked, cleared=known.cleared)
+        kept = (known.refused, known.looked, known.cleared)
+        told_before = s.state is S.INSTALLING
+        return Known(known.instance, refused=kept[0], looked=kept[1], cleared=kept[2], told_before=told_before)
     if not known.waits:
         return known
     came_to_nothing = known.state == INITIAL and known.result is not None and s.state in _RUNNING
     begun = known.begun and not came_to_nothing
-    return replace(known, state=None, result=None, begun=begun, executed=False, tries=0, waits=False)
+    told_before = known.told_before or known.executed
+    known = replace(known, state=None, result=None, begun=begun, told_before=told_before)
+    return replace(known, executed=False, looks_soon=False, tries=0, waits=False)
 
 
 def _stopped(s: Standing) -> list[What]:
@@ -172,7 +190,7 @@ def _answered(s: Standing, known: Known, event: Answered) -> tuple[Known, list[W
         case Execute():
             return _executed(s, known, event, event.effect)
         case Pause():
-            return replace(known, pausing=False), []
+            return replace(known, pausing=False, looks_soon=False), []
 
 
 def _failed(s: Standing, detail: str, line: str, code: str | None = None) -> list[What]:
@@ -180,9 +198,10 @@ def _failed(s: Standing, detail: str, line: str, code: str | None = None) -> lis
 
 
 def _delivered(s: Standing, known: Known, event: Answered) -> tuple[Known, list[What]]:
+    known = replace(known, uncertain=False)
     if event.ok:
-        pulls = isinstance(event.effect, Write)
-        waits = pulls or known.state in (None, INITIAL, DOWNLOAD_STARTED)
+        # The device may have told a state before its answer came.
+        waits = known.state in (None, INITIAL, DOWNLOAD_STARTED)
         return replace(known, begun=True, waits=waits, result=None), []
     if isinstance(event.effect, Write):
         return replace(known, refused=True), []
@@ -197,7 +216,8 @@ def _executed(s: Standing, known: Known, event: Answered, effect: Execute) -> tu
     if event.ok:
         if resource == ACTIVATE:
             return replace(known, activated=True), []
-        return replace(known, executed=True, tries=0, waits=known.state == DELIVERED), []
+        # One that fails at once stays at "delivered", and has no change to tell of.
+        return replace(known, executed=True, tries=0, looks_soon=known.state == DELIVERED, result=None), []
     known = replace(known, tries=known.tries + 1)
     if event.code in BUSY and known.tries < TRIES:
         return replace(known, pausing=True), []
@@ -210,9 +230,12 @@ def _result(s: Standing, known: Known, result: int) -> tuple[Known, list[What]]:
     known = replace(known, result=result)
     if result < FAILURES:
         forgotten = known.state == INITIAL and not known.begun and s.state in _RUNNING  # it was rebooted
-        return replace(known, waits=known.state != INSTALLED and not forgotten), []
+        to_be_told = known.state == DELIVERED and not known.executed
+        return replace(known, waits=known.state != INSTALLED and not forgotten and not to_be_told), []
     if not known.begun and s.state is S.OFFERED:
         return known, []  # of an earlier attempt
+    if is_being_stopped(s):
+        return replace(known, waits=True), []
     detail = TEXTS.get(result, f"{texts.UPDATE_FAILED}: result {result}")
     return known, _failed(s, detail, f"result {result}", str(result))
 
@@ -271,7 +294,10 @@ def _deliver(known: Known, sources: Sources) -> Effect:
 
 def _install(known: Known) -> Effect | None:
     if not known.executed:
-        return Execute(known.path(INSTALL))
+        looks_first = known.told_before and known.result is None
+        return Read(known.path(RESULT)) if looks_first else Execute(known.path(INSTALL))
+    if known.looks_soon:
+        return Pause(LOOK_AFTER_S)
     return Read(known.path(RESULT)) if known.result is None else None
 
 

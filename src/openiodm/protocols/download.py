@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 from starlette.types import Message, Receive, Send
 
-from openiodm.protocols.ddi.ranges import Span
+from openiodm.protocols.ranges import Span
 
 CHUNK_BYTES = 1024 * 1024
 LEAST_BYTES = 16 * 1024

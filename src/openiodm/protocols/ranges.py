@@ -17,7 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from openiodm.clock import SECOND, Instant
-from openiodm.protocols.ddi.negotiation import match_etag
+from openiodm.protocols.etags import match_etag
 
 RANGES: Final = 100
 """Most ranges of one Range header; more are refused with 416 (RFC 9110, 17.15: range bombs)."""

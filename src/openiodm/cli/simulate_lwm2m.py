@@ -1,0 +1,160 @@
+"""`openiodm simulate --protocol lwm2m|pcp`: devices that speak LwM2M to a server, over CoAP or DTLS."""
+
+import asyncio
+import json
+import resource
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openiodm.cli.failure import USAGE, Failure
+
+if TYPE_CHECKING:
+    from openiodm.simulator.lwm2m import Lwm2mProfile
+
+SHOWN = ("online", "downloaded", "succeeded", "failed")
+VIEW_EVERY_S = 0.25
+SPARE_FILES = 64
+"""Open files beside the devices' sockets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lwm2mRun:
+    """What was asked for on the command line."""
+
+    pcp: bool
+    dtls: bool
+    coap: str | None
+    devices: Path | None
+    count: int
+    prefix: str
+    version: str
+    sw_version: str | None
+    new_version: str | None
+    push: bool
+    queue_mode: bool
+    failure_rate: float
+    power_loss_rate: float
+    stuck_rate: float
+    loss_rate: float
+    reorder_rate: float
+    install_seconds: float
+    seed: int
+    duration: float | None
+    until_done: bool
+
+
+async def run(asked: Lwm2mRun) -> dict[str, Any]:
+    """Runs the fleet and shows it; what became of it, as plain values.
+
+    Raises:
+        Failure: the devices or the address make no sense.
+    """
+    from openiodm.cli.progress import Bars
+    from openiodm.simulator.coap import Network
+    from openiodm.simulator.lwm2m_fleet import Lwm2mFleet
+
+    profiles = _profiles(asked)
+    _allow_files(len(profiles))
+    network = Network(loss_rate=asked.loss_rate, reorder_rate=asked.reorder_rate)
+    fleet = Lwm2mFleet(_address(asked), profiles, dtls=asked.dtls, network=network, seed=asked.seed)
+    fleet.draw_faults(asked.failure_rate, asked.power_loss_rate)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    began, ended, next_look = time.monotonic(), "interrupted", 0.0
+    with Bars(SHOWN) as bars:
+
+        def done(running: "Lwm2mFleet") -> bool:
+            nonlocal ended, next_look
+            if (now := time.monotonic()) >= next_look:
+                next_look = now + VIEW_EVERY_S
+                told = running.to_json()
+                bars.show({name: told[name] for name in SHOWN}, len(profiles))
+            if asked.until_done and running.all_ended():
+                ended = "done"
+            elif asked.duration is not None and now - began >= asked.duration:
+                ended = "duration"
+            else:
+                return stop.is_set()
+            return True
+
+        async with fleet.running():
+            await fleet.wait_for(done)
+            told = fleet.to_json()
+        bars.show({name: told[name] for name in SHOWN}, len(profiles), last=True)
+    return {"ended": ended, "seconds": round(time.monotonic() - began, 3), **told, "violations": []}
+
+
+def _address(asked: Lwm2mRun) -> tuple[str, int]:
+    from openiodm.settings import SettingsError, host_port
+
+    default = "127.0.0.1:5684" if asked.dtls else "127.0.0.1:5683"
+    try:
+        return host_port(asked.coap or default, "--coap")
+    except SettingsError as error:
+        raise Failure(str(error), USAGE) from error
+
+
+def _profiles(asked: Lwm2mRun) -> "list[Lwm2mProfile]":
+    from openiodm.simulator.lwm2m import Lwm2mBehaviour, Lwm2mProfile
+
+    if asked.devices is None and asked.dtls:
+        raise Failure("with --dtls each device needs its psk: --devices FILE", USAGE)
+    names = (
+        [(f"{asked.prefix}-{number:06d}", "") for number in range(asked.count)]
+        if asked.devices is None
+        else _read(asked.devices, needs_psk=asked.dtls)
+    )
+    behaviour = Lwm2mBehaviour(
+        push=asked.push,
+        queue_mode=asked.queue_mode,
+        power_loss_rate=0.0 if asked.pcp else asked.power_loss_rate,
+        stuck_rate=asked.stuck_rate,
+        install_seconds=asked.install_seconds,
+        reboot_seconds=asked.install_seconds / 4,
+    )
+    return [
+        Lwm2mProfile(
+            name,
+            psk=bytes.fromhex(psk),
+            version=asked.version,
+            new_version=asked.new_version or asked.version,
+            software=asked.sw_version or "",
+            pcp=asked.pcp,
+            behaviour=behaviour,
+        )
+        for name, psk in names
+    ]
+
+
+def _read(file: Path, *, needs_psk: bool) -> list[tuple[str, str]]:
+    found = []
+    try:
+        with file.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                try:
+                    said = json.loads(line)
+                    node_id, psk = said["nodeId"], said["psk"] if needs_psk else said.get("psk") or ""
+                    bytes.fromhex(psk)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise Failure(f"{file}, line {number}: no nodeId and psk (hex digits)", USAGE) from error
+                found.append((node_id, psk))
+    except OSError as error:
+        raise Failure(f"cannot read {file}: {error.strerror}", USAGE) from error
+    if not found:
+        raise Failure(f"{file} names no device", USAGE)
+    return found
+
+
+def _allow_files(devices: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = devices + SPARE_FILES
+    if wanted > soft:
+        if hard != resource.RLIM_INFINITY and wanted > hard:
+            raise Failure(f"{devices} devices need {wanted} open files, the limit is {hard} (ulimit -Hn)", USAGE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -44,7 +44,7 @@ from openiodm.devices.queries import DeviceQueries, GroupQueries, SeenDevice
 from openiodm.devices.told import AttributeKeys, Description, ToldCommands
 from openiodm.http.clients import client_address
 from openiodm.http.routes import Route, api_router, json_response
-from openiodm.listeners import Address, Listener, address_of, listener, listening, renew
+from openiodm.listeners import Address, Listener, address_of, bound, listener, listening, renew
 from openiodm.listeners import StartError as StartError  # what `running` raises
 from openiodm.metrics import Exposition, Measured, Metrics
 from openiodm.northbound.compat import auth as compat_auth
@@ -553,7 +553,9 @@ async def running(settings: Settings, started: Callable[[Rooms], Any] | None = N
     """
     split = bool(settings.device_listen)
     addresses = [address_of(settings), *([address_of(settings, "device_")] if split else [])]
-    with _owned(settings):
+    measuring = [_metrics_address(settings)] if settings.metrics_listen else []
+    # Before anything is begun: a wrong start changes nothing.
+    with _owned(settings), bound([*addresses, *measuring]) as sockets:
         tls = [address.tls for address in addresses if address.tls is not None]
         async with open_rooms(settings) as rooms, _background(rooms, tls):
             lwm2m = lwm2m_service(rooms)
@@ -563,7 +565,7 @@ async def running(settings: Settings, started: Callable[[Rooms], Any] | None = N
             async with _measured(rooms, fronts) as (apps, more):
                 at = zip(apps, addresses, strict=True)
                 listeners = [listener(app, address, settings.shutdown_grace_s) for app, address in at]
-                async with _lwm2m(lwm2m), listening([*listeners, *more]):
+                async with _lwm2m(lwm2m), listening([*listeners, *more], sockets):
                     if started is not None:
                         await started(rooms)
                     yield rooms
@@ -606,6 +608,10 @@ async def _lwm2m(service: Lwm2mService | None) -> AsyncIterator[None]:
         await service.close()
 
 
+def _metrics_address(settings: Settings) -> Address:
+    return Address(*host_port(settings.metrics_listen, "metrics_listen"), None)
+
+
 @asynccontextmanager
 async def _measured(rooms: Rooms, fronts: Sequence[Front]) -> AsyncIterator[tuple[Sequence[ASGIApp], list[Listener]]]:
     """The fronts, with their answers counted, and the listener that tells Prometheus; as they are, if nobody asks."""
@@ -621,13 +627,12 @@ async def _measured(rooms: Rooms, fronts: Sequence[Front]) -> AsyncIterator[tupl
         seen = await overview(rooms.database, rooms.clock.now())
         metrics.look(seen, rooms.writer.waiting(), sum(front.downloads for front in fronts))
 
-    host, port = host_port(settings.metrics_listen, "metrics_listen")
     check = DriftCheck(rooms.campaign_reads, metrics.recounted)
     periodic = Periodic("drift", DRIFT_LOOK_S, check.look)
     periodic.start()
     try:
         apps = [Measured(front, metrics, front.api_of) for front in fronts]
-        yield apps, [listener(Exposition(metrics, refresh), Address(host, port, None), settings.shutdown_grace_s)]
+        yield apps, [listener(Exposition(metrics, refresh), _metrics_address(settings), settings.shutdown_grace_s)]
     finally:
         await periodic.close()
 

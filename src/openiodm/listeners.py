@@ -4,7 +4,7 @@ import asyncio
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,18 +115,14 @@ def listener(app: ASGIApp, address: Address, grace_s: int) -> Listener:
 
 
 @asynccontextmanager
-async def listening(listeners: Sequence[Listener]) -> AsyncIterator[None]:
-    """All of them answer between enter and exit.
-
-    Raises:
-        StartError: an address is taken.
-    """
+async def listening(listeners: Sequence[Listener], sockets: Sequence[socket.socket]) -> AsyncIterator[None]:
+    """All of them answer, each at its socket, between enter and exit."""
     _many_files()
-    tasks = []
+    tasks = [
+        asyncio.create_task(each.serve(sockets=[sock]), name=f"listen:{each.config.port}")
+        for each, sock in zip(listeners, sockets, strict=True)
+    ]
     try:
-        for each in listeners:
-            sock = _bind(each.config.host, each.config.port)
-            tasks.append(asyncio.create_task(each.serve(sockets=[sock]), name=f"listen:{each.config.port}"))
         while not all(each.started for each in listeners):
             for task in tasks:
                 if task.done():
@@ -138,6 +134,17 @@ async def listening(listeners: Sequence[Listener]) -> AsyncIterator[None]:
         for each in listeners:
             each.should_exit = True
         await asyncio.gather(*tasks)
+
+
+@contextmanager
+def bound(addresses: Sequence[Address]) -> Iterator[list[socket.socket]]:
+    """A socket at each address, in order; nobody can connect before one listens.
+
+    Raises:
+        StartError: an address is taken.
+    """
+    with ExitStack() as stack:
+        yield [stack.enter_context(_bind(address.host, address.port)) for address in addresses]
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -29,7 +29,7 @@ run: $(RUNTIME) ## start a server that keeps its data in ./data
 	$(BIN)/openiodm serve
 
 test: check ## everything that CI runs: lint, types, and all tests, on SQLite and PostgreSQL
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 check: $(DEV) ## lint and types only
 	$(BIN)/ruff check

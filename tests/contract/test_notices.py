@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 import pytest
 from aiohttp import web
 
+from openiodm.app import open_rooms
 from openiodm.clock import MINUTE, SECOND
 from openiodm.notifications.model import NoticeKey, NotifyType
+from openiodm.settings import load
 from tests.conftest import ManualClock
 from tests.support.receiver import receiving
 from tests.support.server import World, build_world
@@ -377,3 +379,32 @@ async def test_a_receiver_dead_for_a_whole_life_costs_one_attempt_at_a_time_and_
         told = await receiver.until(120)
         for device in {b["deviceId"] for b in told}:
             assert words(told, device) == WHOLE_WAY
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_two_servers_share_receivers_and_one_takes_over_what_the_other_leaves(
+    database_url: str, tmp_path: Path, clock: ManualClock
+) -> None:
+    """Each receiver is served by one of them at a time: nothing is told twice while both live, and all in order."""
+    options: dict[str, Any] = {"callback_allow": LOOPBACK, "list_index": False}
+    async with (
+        build_world(database_url, tmp_path / "one", clock, **options) as one,
+        open_rooms(load(environ={}, database=database_url, data_dir=str(tmp_path / "two"), **options)) as two,
+        receiving() as states,
+        receiving() as results,
+    ):
+        await subscribe(one, states.url(), STATE)
+        await subscribe(one, results.url(), RESULT)
+        await two.deliverer.start()
+        async with telling(one):
+            for n in range(10):
+                await upgraded(one, f"n{n}")
+            told = await states.until(60)
+            await results.until(10)
+            await none_left(one)
+            assert (len(states.heard), len(results.heard)) == (60, 10)
+            for device in {b["deviceId"] for b in told}:
+                assert words(told, device) == WHOLE_WAY
+        device = await upgraded(one, "n10")  # the first server is gone, and has given its leases back
+        assert words(await states.until(66), device) == WHOLE_WAY
+        await two.deliverer.close()

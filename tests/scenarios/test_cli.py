@@ -8,16 +8,22 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 PRODUCT = ("--device-type", "sensor", "--model", "m1", "--manufacturer", "acme")
 PRODUCT_JSON = {"deviceType": "sensor", "model": "m1", "manufacturerName": "acme"}
 START_WITHIN_S = 30.0
+SERVER = {
+    "OPENIODM_POLL_INTERVAL_S": "1",
+    "OPENIODM_CALLBACK_ALLOW": "127.0.0.1",
+    "OPENIODM_NOTICE_LIFE_S": "1",  # the first attempt is the last
+}
 FAST = ("--poll-seconds", "0.2", "--install-seconds", "0.2")
 
 
@@ -117,7 +123,7 @@ def end(process: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) ->
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     folder = tmp_path_factory.mktemp("cli")
     port = free_port()
-    shell = Shell(f"http://127.0.0.1:{port}", folder, {"OPENIODM_POLL_INTERVAL_S": "1"})
+    shell = Shell(f"http://127.0.0.1:{port}", folder, dict(SERVER))
     made = shell.json("app", "create", "shop", "--data-dir", "data")
     server = shell.start("serve", "--data-dir", "data", "--listen", f"127.0.0.1:{port}")
     try:
@@ -275,6 +281,57 @@ def test_a_failed_task_is_retried_and_a_stopped_one_stays(shell: Shell) -> None:
     assert "stopped" in shell.run("task", "wait", stopped, "--timeout", "20", code=3).stderr
     assert "campaign-finished" in shell.run("task", "stop", stopped, code=1).stderr
     assert "no device nobody" in shell.run(*create[:4], "--device", "nobody", code=1).stderr
+
+
+def test_what_was_not_delivered_is_listed_and_replayed(shell: Shell) -> None:
+    callback = f"http://127.0.0.1:{free_port()}/"  # nobody is there
+    subscribe(shell, callback)
+    shell.json("device", "import", str(shell.devices_file("told", 1)))
+    subscription = wait_for(lambda: [s for s in shell.json("subscription", "list")["items"] if s["undelivered"]])[0]
+    assert (subscription["notifyType"], subscription["callbackUrl"]) == ("deviceAdded", callback)
+    (notice,) = shell.json("notice", "list", "--subscription", subscription["subscriptionId"])["items"]
+    assert notice["body"]["deviceInfo"]["nodeId"] == "told-0"
+    shown = " ".join(shell.run("notice", "list").stdout.split())
+    assert notice["noticeId"] in shown
+    assert shell.json("notice", "replay", notice["noticeId"]) == {"replayed": 1}
+    wait_for(lambda: shell.json("notice", "list")["items"])
+    assert shell.json("notice", "replay", "--subscription", subscription["subscriptionId"]) == {"replayed": 1}
+    assert "notice-unknown" in shell.run("notice", "replay", "999999", code=1).stderr
+    assert "give a notice id" in shell.run("notice", "replay", code=2).stderr
+
+
+def subscribe(shell: Shell, callback: str) -> None:
+    form = {"appId": shell.environment["OPENIODM_APP_ID"], "secret": shell.environment["OPENIODM_SECRET"]}
+    token = httpx.post(f"{shell.url}/iocm/app/sec/v1.1.0/login", data=form).json()["accessToken"]
+    answer = httpx.post(
+        f"{shell.url}/iocm/app/sub/v1.2.0/subscriptions",
+        headers={"app_key": form["appId"], "Authorization": f"Bearer {token}"},
+        json={"notifyType": "deviceAdded", "callbackUrl": callback},
+    )
+    assert answer.status_code == 201, answer.text
+
+
+def wait_for(condition: Callable[[], list[Any]]) -> list[Any]:
+    until = time.monotonic() + START_WITHIN_S
+    while not (found := condition()):
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.2)
+    return found
+
+
+def test_what_callbacks_are_made_with_is_set_by_the_operator(shell: Shell) -> None:
+    app_id = shell.environment["OPENIODM_APP_ID"]
+    signed = shell.json("app", "callback-signature", app_id)
+    assert (signed["signed"], len(signed["secret"])) == (True, 43)
+    assert shell.json("app", "callback-signature", app_id, "--off")["secret"] is None
+    shell.run("tls", "init", "--dir", "pki")
+    client = ("--cert", "pki/client.crt", "--key", "pki/client.key")
+    shown = shell.json("app", "callback-tls", app_id, "--ca", "pki/ca.crt", *client)
+    assert (shown["ownAuthorities"], shown["clientCertificate"]) == (True, True)
+    assert "caPem" in shell.run("app", "callback-tls", app_id, "--ca", "pki/client.key", code=1).stderr
+    assert "keyPem" in shell.run("app", "callback-tls", app_id, "--cert", "pki/client.crt", code=1).stderr
+    assert "nowhere" in shell.run("app", "callback-tls", app_id, "--ca", "nowhere", code=2).stderr
+    shell.json("app", "callback-tls", app_id)
 
 
 def test_wrong_usage_is_one_line_and_code_2(shell: Shell) -> None:

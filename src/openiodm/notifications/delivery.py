@@ -266,6 +266,8 @@ class _Lane:
         await self._flush()
         now = self._d._clock.now()
         paused = self._window.paused(now)
+        if paused and not self._workers and not self._outcomes:
+            self._forget()  # by the end of the pause a subscription may be gone, or have another address
         await self._give_up(now)
         if len(self._known) <= LOW and not paused:
             await self._read(now)

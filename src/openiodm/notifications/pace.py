@@ -14,7 +14,7 @@ BUSY = 0.6  # of the time: what is left belongs to devices
 LATE_S = 0.006  # the loop comes back later than this: somebody waits
 FLOOR = 50.0  # deliveries a second, however busy the server is
 MOST = 5000.0
-FALLS, RISES = 0.7, 1.1
+FALLS, RISES = 0.5, 1.1
 
 
 class Rate:
@@ -25,12 +25,17 @@ class Rate:
         self._late = 0.0
         self._busy = 0.0
 
-    def saw(self, late: float, busy: float) -> None:
-        """The loop came back so many seconds late, and computed for that part of the time."""
+    def saw(self, late: float, busy: float, *, used: bool) -> None:
+        """The loop came back so many seconds late, and computed for that part of the time.
+
+        `used`: somebody had to wait for a turn. A rate that nobody uses does not rise, or it would be high when a load
+        begins.
+        """
         self._late += (late - self._late) / 4
         self._busy += (busy - self._busy) / 2
         falls = self._busy > BUSY or self._late > LATE_S
-        self.a_second = min(MOST, max(FLOOR, self.a_second * (FALLS if falls else RISES)))
+        if falls or used:
+            self.a_second = min(MOST, max(FLOOR, self.a_second * (FALLS if falls else RISES)))
 
 
 class Pace:
@@ -39,6 +44,7 @@ class Pace:
     def __init__(self) -> None:
         self._rate = Rate()
         self._next = 0.0
+        self._used = False
         self._probe: asyncio.Task[None] | None = None
 
     def needed(self, needed: bool) -> None:
@@ -59,6 +65,7 @@ class Pace:
         now = asyncio.get_running_loop().time()
         self._next = max(now, self._next) + 1.0 / self._rate.a_second
         if self._next - now > 0.002:
+            self._used = True
             await asyncio.sleep(self._next - now)
 
     async def _measure(self) -> None:
@@ -67,7 +74,8 @@ class Pace:
             began, wanted = loop.time(), _wanted()
             await asyncio.sleep(TICK_S)
             passed = loop.time() - began
-            self._rate.saw(passed - TICK_S, (_wanted() - wanted) / passed)
+            self._rate.saw(passed - TICK_S, (_wanted() - wanted) / passed, used=self._used)
+            self._used = False
 
 
 _SCHEDULED = Path("/proc/thread-self/schedstat")  # Linux: nanoseconds on a processor, and waiting for one

@@ -52,10 +52,13 @@ def test_pauses_grow_and_end_with_the_life() -> None:
 def test_the_rate_falls_while_the_loop_is_late_or_busy_and_rises_while_it_is_neither(late: float, busy: float) -> None:
     rate = Rate()
     for _ in range(100):
-        rate.saw(late, busy)
+        rate.saw(late, busy, used=True)
     assert rate.a_second == FLOOR
     for _ in range(200):
-        rate.saw(0.0, 0.5)
+        rate.saw(0.0, 0.1, used=False)
+    assert rate.a_second == FLOOR
+    for _ in range(200):
+        rate.saw(0.0, 0.1, used=True)
     assert rate.a_second == MOST
 
 

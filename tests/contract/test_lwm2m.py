@@ -14,11 +14,14 @@ import pytest
 from openiodm.app import Front, expire_due
 from openiodm.campaigns import texts
 from openiodm.campaigns.model import CampaignKind, Clocks, NewCampaign, Policy, Target, Upgrade
+from openiodm.campaigns.reports import Outcome
+from openiodm.campaigns.rollout import What
 from openiodm.campaigns.states import UpgradeState as S
-from openiodm.devices.model import NewDevice, NewGroup
+from openiodm.devices.model import DeviceKey, NewDevice, NewGroup
 from openiodm.errors import Reason, Refusal
 from openiodm.packages.model import FileType
 from openiodm.protocols.coap.codec import Code, Message, Option
+from openiodm.protocols.lwm2m import upgrades
 from openiodm.protocols.lwm2m.session import firmware
 from openiodm.protocols.pcp.codec import Status
 from openiodm.simulator.coap import Association, Credentials, Network, NoAnswerError
@@ -475,6 +478,36 @@ async def test_a_restarted_server_knows_its_devices_and_goes_on(either: Field) -
         async with serving(either.world) as again:
             assert len(again.clients) == 1
             await either.until(task, S.SUCCESS)
+
+
+class FailsOnce:
+    """The core, one of whose commits fails."""
+
+    def __init__(self, campaigns: upgrades.Campaigns, number: int) -> None:
+        self._campaigns = campaigns
+        self._number = number
+        self.signals: list[What] = []
+
+    async def signal(self, device: DeviceKey, what: What) -> Outcome:
+        self.signals.append(what)
+        if len(self.signals) == self._number:
+            raise RuntimeError("no commit")
+        return await self._campaigns.signal(device, what)
+
+
+@sqlite_only
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+async def test_what_could_not_be_committed_is_not_lost(field: Field, number: int) -> None:
+    """The grant, each of the three notifications, and the result that is read."""
+    campaigns = FailsOnce(field.world.rooms.campaigns, number)
+    field.service.upgrades._campaigns = campaigns
+    (device_id,) = await field.register("n1")
+    device = field.device("n1")
+    async with field.alive(device):
+        task = await field.task(device_id)
+        await field.until(task, S.SUCCESS)
+    assert await field.history(task, "n1") == ALL_THE_WAY
+    assert len(campaigns.signals) > number
 
 
 @sqlite_only

@@ -272,7 +272,11 @@ class Lwm2mServer:
             return True
         self._clients.speaks_from(client, peer, carrier)
         self._heard(client)
-        await self._upgrades.notified(client, kind, message)
+        try:
+            await self._upgrades.notified(client, kind, message)
+        except BaseException:
+            client.sequences.pop(kind, None)  # it was not taken, and comes again under the same number
+            raise
         return True
 
     def _is_news(self, client: Client, kind: int, sequence: int | None) -> bool:

@@ -352,8 +352,14 @@ class Upgrades:
 
     async def _hear(self, client: Client, talk: FirmwareTalk | SoftwareTalk, event: Event) -> None:
         async with client.lock:
-            if client.talk is talk and client.unfinished is not None:
-                await self.signal(client, talk.hear(client.unfinished.standing, event))
+            if client.talk is not talk or client.unfinished is None:
+                return
+            signals = talk.hear(client.unfinished.standing, event)
+            try:
+                await self.signal(client, signals)
+            except BaseException:
+                client.talk = None  # it has heard what is not committed: another begins, as after a restart
+                raise
 
     async def _do(self, client: Client, talk: FirmwareTalk | SoftwareTalk, effect: Effect) -> Event:
         if isinstance(effect, Pause):

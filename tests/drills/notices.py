@@ -25,7 +25,9 @@ END_WITHIN_S = 120.0
 
 async def drill(database: str, folder: Path, *, kills: int, devices: int) -> list[str]:
     """One campaign whose notices go to a receiver that is slow enough to be caught; what is wrong, in sentences."""
-    server = Server(folder, database, free_port(), callback_allow="127.0.0.1", callbacks_per_receiver="4")
+    server = Server(
+        folder, database, free_port(), callback_allow="127.0.0.1", callbacks_per_receiver="4", callback_timeout_s="1"
+    )
     application = await server.cli("app", "create", "drill", "--json")
     token = await gateway_token(server, application["appId"])
     await server.start()

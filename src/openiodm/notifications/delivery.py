@@ -26,8 +26,8 @@ from openiodm.notifications.window import Window, next_attempt
 POLL_S = 0.5  # how late a notice may be that another server wrote
 SETTLE_S = 0.02  # a transaction that says it has written a notice is about to commit
 FLUSH_S = 0.1  # what was delivered is written down this often at most
-LEASE = Millis(20 * SECOND)  # beyond what an attempt may take
-RENEW = Millis(5 * SECOND)
+LEASE = Millis(6 * SECOND)  # beyond what an attempt may take
+RENEW = Millis(2 * SECOND)
 RECEIVERS_AT_ONCE = 256  # that one look takes leases for
 READ = 512  # notices that one look reads
 LOW = 128  # with fewer in memory, it looks again

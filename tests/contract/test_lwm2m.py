@@ -2,10 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import httpx
 import msgspec
@@ -20,11 +21,14 @@ from openiodm.campaigns.states import UpgradeState as S
 from openiodm.devices.model import DeviceKey, NewDevice, NewGroup
 from openiodm.errors import Reason, Refusal
 from openiodm.packages.model import FileType
-from openiodm.protocols.coap.codec import Code, Message, Option
+from openiodm.protocols.coap.codec import Code, Message, Option, Options, decode_block, encode_block, encode_uint
 from openiodm.protocols.lwm2m import upgrades
+from openiodm.protocols.lwm2m.codec import tlv
+from openiodm.protocols.lwm2m.codec.tlv import Kind, Tlv
+from openiodm.protocols.lwm2m.codec.values import ContentFormat
 from openiodm.protocols.lwm2m.session import firmware
 from openiodm.protocols.pcp.codec import Status
-from openiodm.simulator.coap import Association, Credentials, Network, NoAnswerError
+from openiodm.simulator.coap import Association, Credentials, Network, NoAnswerError, fetch
 from openiodm.simulator.lwm2m import Lwm2mDevice
 from openiodm.simulator.pcp import Stage
 from tests.support.lwm2m import PSK, QUICK, SOFTWARE, Field, build_field, digest, eventually, serving
@@ -325,6 +329,113 @@ async def test_a_package_that_pcp_cannot_carry_is_refused_where_a_target_speaks_
             await rooms.campaigns.stop(actor, (await rooms.campaign_queries.page(actor, 0, 1))[1][0].operation_id)
             await field.world.run_jobs()
         await field.task(ids[0], file_id=largest, software=True)
+
+
+# -- object 9
+
+
+class SoftwareDevice:
+    """Instance 9/0 of object 9, in a few words: installs what it gets, and tells version `V2` from then on."""
+
+    def __init__(self, field: Field, *, takes_uri: bool, fails: bool = False) -> None:
+        credentials = Credentials(field.connector, "n1", bytes.fromhex(PSK)) if field.secure else None
+        self.link = Association(field.address, self.answer, QUICK, Random(1), credentials)
+        self.values = {7: tlv.integer(4), 9: tlv.integer(0), 12: tlv.integer(0), 1: b"V1"}
+        self.token, self.sequence = b"", 1
+        self.body = bytearray()
+        self.asked: list[str] = []
+        self._takes_uri = takes_uri
+        self._fails = fails
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def register(self) -> None:
+        await self.link.open()
+        options = ((Option.URI_PATH, b"rd"), (Option.URI_QUERY, b"ep=n1"), (Option.URI_QUERY, b"lwm2m=1.0"))
+        assert (await self.link.request(Code.POST, options, b"</9/0>")).code == Code.CREATED
+
+    def answer(self, request: Message) -> Message:
+        resource = int(request.path[2]) if request.path[:2] == ("9", "0") else -1
+        self.asked.append(f"{Code(request.code).name} {resource}")
+        if request.code == Code.GET and resource in self.values:
+            options: Options = ((Option.CONTENT_FORMAT, encode_uint(ContentFormat.TLV)),)
+            if request.uint(Option.OBSERVE) == 0:
+                self.token, options = request.token, ((Option.OBSERVE, b"\1"), *options)
+            return Message(Code.CONTENT, options, self.tlv(resource))
+        if request.code == Code.PUT and resource == 3 and self._takes_uri:
+            self.soon(self.pull(request.payload.decode().rpartition("/")[2]))
+            return Message(Code.CHANGED)
+        if request.code == Code.PUT and resource == 2:
+            return self.block(request)
+        if request.code == Code.POST and resource == 6:
+            self.values[7] = tlv.integer(0)
+            return Message(Code.CHANGED)
+        if request.code == Code.POST and resource == 4:
+            self.soon(self.install())
+            return Message(Code.CHANGED)
+        if request.code == Code.POST and resource == 10:
+            self.values[12] = tlv.integer(1)
+            return Message(Code.CHANGED)
+        return Message(Code.METHOD_NOT_ALLOWED)
+
+    def tlv(self, resource: int) -> bytes:
+        return tlv.encode([Tlv(Kind.RESOURCE, resource, self.values[resource])])
+
+    def soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def enter(self, state: int) -> None:
+        self.values[7] = tlv.integer(state)
+        self.sequence += 1
+        form = (Option.CONTENT_FORMAT, encode_uint(ContentFormat.TLV))
+        await self.link.notify(self.token, ((Option.OBSERVE, encode_uint(self.sequence)), form), self.tlv(7))
+
+    async def pull(self, name: str) -> None:
+        body, _ = await fetch(self.link, ((Option.URI_PATH, name.encode()),), 6)
+        self.body = bytearray(body)
+        await self.enter(3)
+
+    def block(self, request: Message) -> Message:
+        told = decode_block(request.option(Option.BLOCK1) or b"")
+        self.body += request.payload
+        if not told.more:
+            self.soon(self.enter(3))
+        return Message(Code.CONTINUE if told.more else Code.CHANGED, ((Option.BLOCK1, encode_block(told)),))
+
+    async def install(self) -> None:
+        if self._fails:
+            self.values[9] = tlv.integer(58)  # and no change of state, as Anjay does it
+            return
+        self.values[9], self.values[1] = tlv.integer(2), b"V2"
+        await self.enter(4)
+
+
+@pytest.mark.parametrize("takes_uri", [True, False])
+@sqlite_only
+async def test_software_by_object_9(either: Field, takes_uri: bool) -> None:
+    file_id = await either.upload(SOFTWARE, FileType.SOFTWARE)
+    (device_id,) = await either.register("n1")
+    device = SoftwareDevice(either, takes_uri=takes_uri)
+    await device.register()
+    task = await either.task(device_id, file_id=file_id, software=True)
+    await either.until(task, S.SUCCESS)
+    assert await either.history(task, "n1") == ALL_THE_WAY
+    assert bytes(device.body) == SOFTWARE
+    assert [a for a in device.asked if a.startswith("POST")] == ["POST 6", "POST 4", "POST 10"]
+    device.link.close()
+
+
+@sqlite_only
+async def test_an_installer_that_fails_ends_the_upgrade(field: Field) -> None:
+    file_id = await field.upload(SOFTWARE, FileType.SOFTWARE)
+    (device_id,) = await field.register("n1")
+    device = SoftwareDevice(field, takes_uri=True, fails=True)
+    await device.register()
+    task = await field.task(device_id, file_id=file_id, software=True)
+    (upgrade,) = await field.until(task, S.FAIL)
+    assert upgrade.error_code == "58"
+    device.link.close()
 
 
 # -- registrations

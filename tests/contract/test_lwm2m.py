@@ -568,7 +568,11 @@ async def test_a_device_that_was_deleted_is_refused(either: Field) -> None:
     (device_id,) = await either.register("n1")
     stranger = Stranger(either)
     await stranger.link.open()
+    created = await stranger.register("ep=n1")
+    location = "/".join(part.decode() for part in created.values(Option.LOCATION_PATH))
     await either.world.rooms.devices.delete(either.world.actor, device_id)
+    assert (await stranger.ask(Code.POST, location, payload=b"")).code == Code.NOT_FOUND
+    assert len(either.service.clients) == 0
     assert (await stranger.register("ep=n1")).code == Code.FORBIDDEN
     stranger.link.close()
 
@@ -684,6 +688,34 @@ async def test_a_device_that_must_be_secure_may_not_register_in_plain(database_u
         await stranger.link.open()
         assert (await stranger.register("ep=n1")).code == Code.FORBIDDEN
         stranger.link.close()
+
+
+async def test_a_device_that_has_registered_over_dtls_may_not_in_plain(database_url: str, tmp_path: Path) -> None:
+    async with build_field(database_url, tmp_path, secure=True) as field:
+        await field.register("n1")
+        secure = Stranger(field)
+        await secure.link.open()
+        assert (await secure.register("ep=n1")).code == Code.CREATED
+        field.secure = False
+        plain = Stranger(field)
+        await plain.link.open()
+        assert (await plain.register("ep=n1")).code == Code.FORBIDDEN
+        for each in (secure, plain):
+            each.link.close()
+
+
+@sqlite_only
+async def test_the_devices_of_a_frozen_application_are_refused(field: Field) -> None:
+    await field.register("n1")
+    stranger = Stranger(field)
+    await stranger.link.open()
+    created = await stranger.register("ep=n1")
+    location = "/".join(part.decode() for part in created.values(Option.LOCATION_PATH))
+    async with field.world.rooms.database.transaction() as tx:
+        await tx.execute("UPDATE application SET frozen_at = 1")
+    assert (await stranger.ask(Code.POST, location, payload=b"")).code == Code.NOT_FOUND
+    assert (await stranger.register("ep=n1")).code == Code.FORBIDDEN
+    stranger.link.close()
 
 
 @sqlite_only

@@ -97,7 +97,7 @@ class EndpointDevice:
     app_id: str
     key: DeviceKey
     device_id: str
-    secure_only: bool  # its registration says isSecure
+    secure_only: bool  # an application said isSecure, or it has registered over DTLS before
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Registrations(Protocol):
         ...
 
     async def at(self, location: str) -> KeptRegistration | None:
-        """The one of that location."""
+        """The one of that location, unless the device was deleted or its application frozen."""
         ...
 
     async def after(self, device: DeviceKey, limit: int) -> Sequence[KeptRegistration]:

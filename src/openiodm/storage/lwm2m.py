@@ -19,8 +19,9 @@ from openiodm.storage.work import Work
 _LIVE = "a.frozen_at IS NULL AND a.deleted_at IS NULL AND d.deleted_at IS NULL"
 # CROSS JOIN makes SQLite begin with the few applications: then devices come by (application, node id), not by a scan.
 _DEVICES_OF = f"""
-SELECT a.app_id, d.id, d.device_id, d.info
-FROM application a CROSS JOIN device d WHERE d.application_id = a.id AND d.node_id = $1 AND {_LIVE} ORDER BY a.id
+SELECT a.app_id, d.id, d.device_id, d.info, coalesce(r.secure, FALSE)
+FROM application a CROSS JOIN device d LEFT JOIN lwm2m_registration r ON r.device_id = d.id
+WHERE d.application_id = a.id AND d.node_id = $1 AND {_LIVE} ORDER BY a.id
 """
 _KEY_OF = f"""
 SELECT a.app_id, d.id, d.psk FROM application a CROSS JOIN device d
@@ -39,7 +40,10 @@ r.binding, r.links, r.speaks_pcp, r.registered_at, d.last_seen_at, d.attempt_seq
 d.activated_at IS NOT NULL AS activated
 """
 _FROM = "FROM lwm2m_registration r JOIN device d ON d.id = r.device_id AND d.deleted_at IS NULL"
-_AT = f"SELECT {_COLUMNS} {_FROM} WHERE r.location = $1 AND r.ended_at IS NULL"
+_AT = f"""
+SELECT {_COLUMNS} {_FROM} JOIN application a ON a.id = d.application_id
+WHERE r.location = $1 AND r.ended_at IS NULL AND {_LIVE}
+"""
 _AFTER = f"SELECT {_COLUMNS} {_FROM} WHERE r.device_id > $1 AND r.ended_at IS NULL ORDER BY r.device_id LIMIT $2"
 _OF = f"SELECT {_COLUMNS} {_FROM} WHERE r.device_id = $1"
 _LOCK_DEVICE = "SELECT id FROM device WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE"
@@ -78,7 +82,7 @@ class SqlEndpointDirectory:
     async def devices_of(self, node_id: str) -> Sequence[EndpointDevice]:
         """See the port."""
         rows = await self._db.fetch(_DEVICES_OF, node_id)
-        return [EndpointDevice(r[0], DeviceKey(r[1]), r[2], _info.decode(r[3]).get("isSecure") is True) for r in rows]
+        return [EndpointDevice(r[0], DeviceKey(r[1]), r[2], bool(r[4]) or _says_secure(r[3])) for r in rows]
 
     async def unfinished(self, devices: Sequence[DeviceKey]) -> Mapping[DeviceKey, Unfinished]:
         """See the port."""
@@ -98,6 +102,10 @@ class SqlEndpointDirectory:
     async def key_of(self, node_id: str) -> Sequence[tuple[str, DeviceKey, str]]:
         """See the port."""
         return [(r[0], DeviceKey(r[1]), r[2]) for r in await self._db.fetch(_KEY_OF, node_id)]
+
+
+def _says_secure(info: str) -> bool:
+    return _info.decode(info).get("isSecure") is True
 
 
 class Writing(Protocol):

@@ -219,15 +219,20 @@ class Lwm2mServer:
         return Message(Code.CHANGED)
 
     async def _at(self, peer: Peer, location: str) -> Client:
-        """The registration of that location, also one that another process has taken in."""
+        """The registration of that location. Its row is looked at: the device may be deleted, its application frozen,
+        or it may have registered with another server.
+        """
         client = self._clients.at(location)
+        kept = await self._registrations.at(location)
         now = self._clock.now()
-        if client is None:
-            kept = await self._registrations.at(location)
-            if kept is not None:
-                client = self._client(kept, kept.last_seen_at or kept.registered_at)
-                if client.expires_at > now:
-                    self._clients.put(client)
+        if kept is None and client is not None:
+            self._upgrades.forget(client)
+            self._clients.remove(client)
+            client = None
+        elif kept is not None and client is None:
+            client = self._client(kept, kept.last_seen_at or kept.registered_at)
+            if client.expires_at > now:
+                self._clients.put(client)
         if client is None or client.expires_at <= now:
             raise _Refused(Code.NOT_FOUND, "no such registration")
         if not _is_its_peer(client, peer):

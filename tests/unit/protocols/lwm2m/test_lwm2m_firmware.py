@@ -569,6 +569,24 @@ def test_a_stop_that_a_device_in_its_update_meets_before_it_was_told_ends_at_onc
     assert play.upgrade.state is S.STOP
 
 
+def test_so_does_one_whose_state_overtakes_its_answer() -> None:
+    """A device that has deferred its update, as Anjay does it: it tells state 0 before it answers the write."""
+    play = Play()
+    play.here(new=True)
+    play.notify(1)
+    play.notify(2)
+    play.notify(2, 11)
+    play.upgrade.stop()
+    play.hear(Stopping())
+    effect = firmware.next_effect(play.upgrade.standing, play.known, SOURCES)
+    assert effect == Write((5, 0, 1), "")
+    play.hear(Offering(effect))
+    answer = play.device.answer(effect)
+    play.hear(Notified((5, 0, 3), 0))
+    play.hear(answer)
+    assert play.upgrade.state is S.STOP
+
+
 def test_after_the_end_nothing_is_asked() -> None:
     play = Play()
     play.here(new=True)

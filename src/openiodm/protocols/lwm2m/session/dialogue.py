@@ -114,7 +114,9 @@ class Notified:
 
 @dataclass(frozen=True, slots=True)
 class Offering:
-    """The package, or its URI, is about to be sent. What the device tells from now on may be about it already."""
+    """The package, or its URI, is about to be sent, or (an empty URI) to be dropped. What the device tells from now on
+    may be about that already.
+    """
 
     effect: Write | Upload
 
@@ -126,7 +128,7 @@ class Stopping:
 
 def offers(effect: Effect) -> bool:
     """Is it one that an `Offering` goes before?"""
-    return isinstance(effect, Upload) or (isinstance(effect, Write) and bool(effect.text))
+    return isinstance(effect, Upload | Write)
 
 
 Event = Here | Answered | Unanswered | Notified | Offering | Stopping

@@ -94,7 +94,8 @@ class Known:
     begun: bool = False  # the package was offered in this dialogue
     uncertain: bool = False  # it was, and no answer came
     refused: bool = False  # the device does not take the package's URI
-    cleared: bool = False  # it was told to forget what it has
+    clearing: bool = False  # it is being told to forget what it has, and was not updating when that began
+    cleared: bool = False  # it was told so
     executed: bool = False  # it was told to update, and said yes
     tries: int = 0  # to tell it so
     pausing: bool = False
@@ -114,6 +115,8 @@ def hear(s: Standing, known: Known, event: Event) -> tuple[Known, list[What]]:
             return _state(s, known, event.value) if event.path == STATE else (known, [])
         case Offering():
             if isinstance(event.effect, Write):
+                if not event.effect.text:
+                    return replace(known, clearing=known.state in (DOWNLOADING, DOWNLOADED)), []
                 return replace(known, uncertain=True), []
             started = [_progress(s, E.DOWNLOAD_STARTED, "the package goes up")] if s.state is S.OFFERED else []
             return replace(known, begun=True), list(started)
@@ -224,8 +227,8 @@ def _no_object(s: Standing, event: Answered) -> list[What]:
 
 def _written(s: Standing, known: Known, event: Answered, effect: Write) -> tuple[Known, list[What]]:
     if not effect.text:  # forget what you have
-        dropped = event.ok and known.state in (DOWNLOADING, DOWNLOADED)
-        known = replace(known, cleared=True, state=IDLE if event.ok else known.state, result=None)
+        dropped = event.ok and known.clearing  # it may have told state 0 before its answer came
+        known = replace(known, clearing=False, cleared=True, state=IDLE if event.ok else known.state, result=None)
         has_nothing = known.state == IDLE and s.halted_in is not S.INSTALLING
         return known, _stopped(s) if dropped or has_nothing else []
     known = replace(known, uncertain=False)

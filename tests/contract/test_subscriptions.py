@@ -108,6 +108,11 @@ BAD_CALLBACKS = [
     "http://127.1:8080/",
     "http://2130706433:8080/",
     "http://0x7f000001:8080/",
+    "http://127。0。0。1:8080/",  # IDNA takes this stop for a dot
+    "http://①②⑦.0.0。①:8080/",
+    "http://127.0.0.１:8080/",
+    "http://ⓛocalhost:8080/",
+    "http://169。254。169。254:80/latest/meta-data",
     "http://0.0.0.0:8080/",
     "http://0.1.2.3:8080/",
     "http://169.254.169.254:80/latest/meta-data",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
 
+from yarl import URL
+
 from openiodm.errors import Reason, Refusal
 
 MAX_CHARS = 1024
@@ -31,7 +33,7 @@ class Callback:
     """A checked callback URL."""
 
     url: str
-    host: str  # lower case, without brackets
+    host: str  # as it is connected to: lower case, ASCII, without brackets
     port: int
 
     @property
@@ -54,7 +56,9 @@ def parse_callback(url: str | None) -> Callback:
         raise _bad("it holds a character that no URL has")
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        port = parts.port
+        # The sender's own reader of URLs: by IDNA it makes 127.0.0.1 of digits and dots in other scripts.
+        host = URL(url).raw_host
     except ValueError as error:
         raise _bad(str(error)) from error
     if parts.scheme.lower() not in ("http", "https"):

@@ -45,7 +45,7 @@ class Receiver:
     def taken(self) -> list[dict[str, Any]]:
         return [h.body for h in self.heard if h.answered == 200]
 
-    async def until(self, count: int, within: float = 20.0) -> list[dict[str, Any]]:
+    async def until(self, count: int, within: float = 60.0) -> list[dict[str, Any]]:
         """The bodies taken, once there are so many."""
         end = time.monotonic() + within
         while len(self.taken) < count:
@@ -53,7 +53,7 @@ class Receiver:
             await asyncio.sleep(0.01)
         return self.taken
 
-    async def until_heard(self, count: int, within: float = 20.0) -> None:
+    async def until_heard(self, count: int, within: float = 60.0) -> None:
         end = time.monotonic() + within
         while len(self.heard) < count:
             assert time.monotonic() < end, f"{len(self.heard)} of {count} attempts came"

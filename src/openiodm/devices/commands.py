@@ -192,10 +192,9 @@ class DeviceCommands:
         """
 
         async def refresh(work: DeviceWork) -> Registered:
-            rows = work.devices
-            device = await self._locked_offline(rows, actor, device_id)
+            device = await self._locked_offline(work.devices, actor, device_id)
             wanted = _renewed(device, node_id, timeout_s, verify_code or random_id())
-            await self._set_credentials(rows, actor.application, device, wanted)
+            await self._set_credentials(work, actor.application, device, wanted)
             await work.audit.record(actor, "device.refresh-credentials", device_id, self._clock.now())
             return _registered(wanted)
 
@@ -222,7 +221,7 @@ class DeviceCommands:
             rows = work.devices
             device = await self._locked_offline(rows, actor, device_id)
             wanted = _renewed(device, node_id, timeout_s, device.verify_code or random_id())
-            await self._set_credentials(rows, actor.application, device, wanted)
+            await self._set_credentials(work, actor.application, device, wanted)
             now = self._clock.now()
             await rows.set_target_token(device.key, hash_secret(text), now)
             await work.audit.record(actor, "device.refresh-secret", device_id, now)
@@ -237,12 +236,14 @@ class DeviceCommands:
         return device
 
     async def _set_credentials(
-        self, rows: DeviceRows, application: ApplicationKey, device: Device, wanted: PreparedDevice
+        self, work: DeviceWork, application: ApplicationKey, device: Device, wanted: PreparedDevice
     ) -> None:
         new, now = wanted.new, self._clock.now()
-        if await rows.set_credentials(device, new.node_id, wanted.verify_code, new.timeout_s, now):
+        if await work.devices.set_credentials(device, new.node_id, wanted.verify_code, new.timeout_s, now):
+            if new.node_id != device.node_id:
+                await work.device_notices.changed(application, device.device_id, now)
             return
-        refusal = await _taken(rows, application, wanted, but=device.node_id)
+        refusal = await _taken(work.devices, application, wanted, but=device.node_id)
         if refusal.reason is Reason.VERIFY_CODE_TAKEN:
             raise Refusal(Reason.VERIFY_CODE_BAD, refusal.detail, field=refusal.field)
         raise refusal

@@ -150,12 +150,13 @@ class Deliverer:
             del self._lanes[key]
         if ended:
             await self._release(self._owner, ended)
-        wanting = await self._reads.wanting(self._clock.now(), RECEIVERS_AT_ONCE)
-        held = list(self._lanes) if self._clock.now() >= self._renew_at else []
+        now = self._clock.now()  # what is leased now lasts from now on, however long that takes
+        wanting = await self._reads.wanting(now, RECEIVERS_AT_ONCE)
+        held = list(self._lanes) if now >= self._renew_at else []
         if held or wanting:
             await self._lease([*held, *(k for k in wanting if k not in self._lanes)], renewed=held)
         if held or not self._lanes:
-            self._renew_at = Instant(self._clock.now() + RENEW)
+            self._renew_at = Instant(now + RENEW)
         for lane in self._lanes.values():
             lane.wake()
         self._pace.needed(bool(self._lanes))
@@ -321,7 +322,7 @@ class _Lane:
                 if not self.may_send():
                     self._ready.appendleft(row)
                     break
-                error = await d._sender.send(notice)
+                error = await self._attempt(notice)
             now = d._clock.now()
             if error is None:
                 self._delivered(row, notice, now)
@@ -331,6 +332,14 @@ class _Lane:
                 break
             self._send(now)
         self._wake.set()
+
+    async def _attempt(self, notice: Pending) -> str | None:
+        """See `Sender.send`. A fault of ours, such as a database that is away, is a failure of this attempt alone."""
+        try:
+            return await self._d._sender.send(notice)
+        except Exception:
+            log.exception("attempt_failed", receiver=self.name, notice=notice.key)
+            return "the server could not make the attempt"
 
     def _delivered(self, row: Row, notice: Pending, now: Instant) -> None:
         self._window.succeeded()

@@ -1,12 +1,11 @@
-"""TLS on real sockets, on the event loop that serves (uvloop) and on Python's own: who is answered, and what the others
-are told."""
+"""TLS on real sockets, on the event loop that serves: who is answered, and what the others are told."""
 
 import asyncio
 import json
 import shutil
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -27,10 +26,6 @@ from tests.support.served import until
 
 PRODUCT = {"deviceType": "sensor", "model": "m1", "manufacturerName": "acme"}
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
-
-Run = Callable[[Any], None]
-
-pytestmark = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +82,18 @@ def tls(files: Files, prefix: str = "") -> dict[str, Path]:
 
 @pytest.mark.parametrize("version", [TLS12, TLS13])
 def test_versions_1_2_and_1_3_are_answered(
-    run: Run, folder: Path, certificates: Certificates, version: ssl.TLSVersion
+    folder: Path, certificates: Certificates, version: ssl.TLSVersion
 ) -> None:
     async def main() -> None:
         async with serving(folder, **tls(certificates.server)) as server:
             answer = await server.get(certificates.context(least=version, most=version))
             assert answer.json() == {"status": "ok"}
 
-    run(main())
+    uvloop.run(main())
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
-def test_version_1_1_is_told_why_it_is_refused(run: Run, folder: Path, certificates: Certificates) -> None:
+def test_version_1_1_is_told_why_it_is_refused(folder: Path, certificates: Certificates) -> None:
     async def main() -> None:
         async with serving(folder, **tls(certificates.server)) as server:
             old = certificates.context()
@@ -106,7 +101,7 @@ def test_version_1_1_is_told_why_it_is_refused(run: Run, folder: Path, certifica
             old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
             assert await server.refusal(old) == "TLSV1_ALERT_PROTOCOL_VERSION"
 
-    run(main())
+    uvloop.run(main())
 
 
 SUITES = {
@@ -122,7 +117,7 @@ SUITES = {
 }
 
 
-def test_suites_of_tls_1_2(run: Run, folder: Path, certificates: Certificates) -> None:
+def test_suites_of_tls_1_2(folder: Path, certificates: Certificates) -> None:
     async def main() -> None:
         async with serving(folder, **tls(certificates.server)) as server:
             for suite, taken in SUITES.items():
@@ -133,20 +128,20 @@ def test_suites_of_tls_1_2(run: Run, folder: Path, certificates: Certificates) -
                 else:
                     assert await server.refusal(context) == "SSLV3_ALERT_HANDSHAKE_FAILURE", suite
 
-    run(main())
+    uvloop.run(main())
 
 
-def test_plain_http_is_told_that_this_is_https(run: Run, folder: Path, certificates: Certificates) -> None:
+def test_plain_http_is_told_that_this_is_https(folder: Path, certificates: Certificates) -> None:
     async def main() -> None:
         async with serving(folder, **tls(certificates.server)) as server, httpx.AsyncClient() as http:
             answer = await http.get(f"http://localhost:{server.port}/healthz")
             assert (answer.status_code, answer.text) == (400, "This port speaks HTTPS only\n")
 
-    run(main())
+    uvloop.run(main())
 
 
 def test_a_client_that_says_nothing_or_nonsense_is_in_nobodys_way(
-    run: Run, folder: Path, certificates: Certificates
+    folder: Path, certificates: Certificates
 ) -> None:
     async def main() -> None:
         async with serving(folder, **tls(certificates.server)) as server:
@@ -159,7 +154,7 @@ def test_a_client_that_says_nothing_or_nonsense_is_in_nobodys_way(
                 stream.close()
                 await stream.wait_closed()
 
-    run(main())
+    uvloop.run(main())
 
 
 # what is asked -> who shows what -> the alert; "" for an answer
@@ -178,7 +173,7 @@ ASKED = {
 @pytest.mark.parametrize("version", [TLS12, TLS13])
 @pytest.mark.parametrize("asked", ASKED)
 def test_client_certificates(
-    run: Run, folder: Path, certificates: Certificates, asked: str, version: ssl.TLSVersion
+    folder: Path, certificates: Certificates, asked: str, version: ssl.TLSVersion
 ) -> None:
     required = "TLSV13_ALERT_CERTIFICATE_REQUIRED" if version is TLS13 else "SSLV3_ALERT_HANDSHAKE_FAILURE"
     clients = {} if asked == "off" else {"tls_client_ca": certificates.ca, "tls_client_certificates": asked}
@@ -193,11 +188,11 @@ def test_client_certificates(
                 else:
                     assert (await server.get(context)).status_code == 200, who
 
-    run(main())
+    uvloop.run(main())
 
 
 def test_a_server_without_a_certificate_of_the_clients_authorities_is_not_trusted(
-    run: Run, folder: Path, certificates: Certificates
+    folder: Path, certificates: Certificates
 ) -> None:
     async def main() -> None:
         async with serving(folder, **tls(certificates.server)) as server:
@@ -205,11 +200,11 @@ def test_a_server_without_a_certificate_of_the_clients_authorities_is_not_truste
                 await server.get(ssl.create_default_context())
             assert (await server.get(certificates.context())).status_code == 200
 
-    run(main())
+    uvloop.run(main())
 
 
 def test_a_renewed_certificate_is_taken_up_while_an_open_connection_goes_on(
-    run: Run, folder: Path, certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "RENEWAL_LOOK_S", 0.02)
     files = Files(tmp_path / "s.crt", tmp_path / "s.key")
@@ -237,7 +232,7 @@ def test_a_renewed_certificate_is_taken_up_while_an_open_connection_goes_on(
         (said,) = {e["error"] for e in logs if e["event"] == "tls_not_renewed"}
         assert said == f"tls_key: {files.key} is not the key of the certificate {files.certificate}"
 
-    run(main())
+    uvloop.run(main())
 
 
 async def _has(logs: Any, event: str) -> bool:
@@ -254,7 +249,7 @@ async def _serial(port: int, certificates: Certificates) -> int:
     return int(shown["serialNumber"], 16)
 
 
-def test_devices_get_https_links_and_download_over_them(run: Run, folder: Path, certificates: Certificates) -> None:
+def test_devices_get_https_links_and_download_over_them(folder: Path, certificates: Certificates) -> None:
     async def main() -> None:
         async with serving(folder, **tls(certificates.server)) as server:
             base = f"https://localhost:{server.port}"
@@ -266,12 +261,12 @@ def test_devices_get_https_links_and_download_over_them(run: Run, folder: Path, 
             }
             assert content == b"firmware"
 
-    run(main())
+    uvloop.run(main())
 
 
 @pytest.mark.parametrize("secure", ["", "device_"], ids=["applications", "devices"])
 def test_of_two_addresses_each_has_its_own_tls_or_none(
-    run: Run, folder: Path, certificates: Certificates, secure: str
+    folder: Path, certificates: Certificates, secure: str
 ) -> None:
     async def main() -> None:
         async with serving(folder, split=True, **tls(certificates.server, secure)) as server:
@@ -286,7 +281,7 @@ def test_of_two_addresses_each_has_its_own_tls_or_none(
             poll, _, _ = await _upgrade(server.rooms, base, certificates)
             assert poll["_links"]["deploymentBase"]["href"].startswith(base)
 
-    run(main())
+    uvloop.run(main())
 
 
 async def _upgrade(rooms: Rooms, base: str, certificates: Certificates) -> tuple[Any, Any, bytes]:
@@ -322,7 +317,7 @@ async def _upgrade(rooms: Rooms, base: str, certificates: Certificates) -> tuple
 
 @pytest.mark.parametrize("prefix", ["", "device_"])
 def test_a_wrong_file_stops_the_start_with_its_setting(
-    run: Run, folder: Path, certificates: Certificates, prefix: str
+    folder: Path, certificates: Certificates, prefix: str
 ) -> None:
     given = {**tls(certificates.server, prefix), f"{prefix}tls_key": certificates.client.key}
 
@@ -331,4 +326,4 @@ def test_a_wrong_file_stops_the_start_with_its_setting(
             async with serving(folder, split=True, **given):
                 pass
 
-    run(main())
+    uvloop.run(main())

@@ -81,9 +81,7 @@ def tls(files: Files, prefix: str = "") -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("version", [TLS12, TLS13])
-def test_versions_1_2_and_1_3_are_answered(
-    folder: Path, certificates: Certificates, version: ssl.TLSVersion
-) -> None:
+def test_versions_1_2_and_1_3_are_answered(folder: Path, certificates: Certificates, version: ssl.TLSVersion) -> None:
     async def main() -> None:
         async with serving(folder, **tls(certificates.server)) as server:
             answer = await server.get(certificates.context(least=version, most=version))
@@ -140,9 +138,7 @@ def test_plain_http_is_told_that_this_is_https(folder: Path, certificates: Certi
     uvloop.run(main())
 
 
-def test_a_client_that_says_nothing_or_nonsense_is_in_nobodys_way(
-    folder: Path, certificates: Certificates
-) -> None:
+def test_a_client_that_says_nothing_or_nonsense_is_in_nobodys_way(folder: Path, certificates: Certificates) -> None:
     async def main() -> None:
         async with serving(folder, **tls(certificates.server)) as server:
             silent = await asyncio.open_connection("127.0.0.1", server.port)
@@ -172,9 +168,7 @@ ASKED = {
 
 @pytest.mark.parametrize("version", [TLS12, TLS13])
 @pytest.mark.parametrize("asked", ASKED)
-def test_client_certificates(
-    folder: Path, certificates: Certificates, asked: str, version: ssl.TLSVersion
-) -> None:
+def test_client_certificates(folder: Path, certificates: Certificates, asked: str, version: ssl.TLSVersion) -> None:
     required = "TLSV13_ALERT_CERTIFICATE_REQUIRED" if version is TLS13 else "SSLV3_ALERT_HANDSHAKE_FAILURE"
     clients = {} if asked == "off" else {"tls_client_ca": certificates.ca, "tls_client_certificates": asked}
 
@@ -265,9 +259,7 @@ def test_devices_get_https_links_and_download_over_them(folder: Path, certificat
 
 
 @pytest.mark.parametrize("secure", ["", "device_"], ids=["applications", "devices"])
-def test_of_two_addresses_each_has_its_own_tls_or_none(
-    folder: Path, certificates: Certificates, secure: str
-) -> None:
+def test_of_two_addresses_each_has_its_own_tls_or_none(folder: Path, certificates: Certificates, secure: str) -> None:
     async def main() -> None:
         async with serving(folder, split=True, **tls(certificates.server, secure)) as server:
             schemes = ("https", "http") if not secure else ("http", "https")
@@ -316,9 +308,7 @@ async def _upgrade(rooms: Rooms, base: str, certificates: Certificates) -> tuple
 
 
 @pytest.mark.parametrize("prefix", ["", "device_"])
-def test_a_wrong_file_stops_the_start_with_its_setting(
-    folder: Path, certificates: Certificates, prefix: str
-) -> None:
+def test_a_wrong_file_stops_the_start_with_its_setting(folder: Path, certificates: Certificates, prefix: str) -> None:
     given = {**tls(certificates.server, prefix), f"{prefix}tls_key": certificates.client.key}
 
     async def main() -> None:

@@ -365,6 +365,17 @@ async def test_devices_are_told_of_when_they_come_change_and_go(world: World) ->
     )
 
 
+async def test_a_version_that_a_success_alone_tells_changes_the_device(world: World) -> None:
+    """A device that never tells a version is believed to have the package's."""
+    async with receiving() as receiver:
+        await subscribe(world, receiver.url(), NotifyType.DEVICE_INFO_CHANGED, RESULT)
+        device = await upgraded(world, "n1")
+        told = await receiver.until(2)
+        await none_left(world)
+    assert [b["notifyType"] for b in told] == [RESULT, NotifyType.DEVICE_INFO_CHANGED]
+    assert (told[1]["deviceId"], told[1]["deviceInfo"]["fwVersion"]) == (device, "V2")
+
+
 @pytest.mark.parametrize("mode", ["v1.1.0", "v2.0.0"])
 async def test_a_device_that_gets_another_node_id_is_told_of(world: World, mode: str) -> None:
     headers = await world.login()

@@ -266,11 +266,12 @@ class CampaignRows(Protocol):
 class NoticeRows(Protocol):
     """Where changes are told to those who subscribed, within the transaction that makes them.
 
-    Called with rows as they are after the change. Costs one read where nobody subscribed.
+    Called with rows as they are after the change. Costs one read where nobody subscribed, and one more where a device
+    got a version that it does not tell itself.
     """
 
     async def moved(self, moved: Sequence[Moved], owed: Collection[UpgradeKey], now: Instant) -> None:
-        """Each transition, in order; the result of those that ended, unless it is owed for now."""
+        """Each transition, in order; the result of those that ended, unless it is owed for now; versions believed."""
         ...
 
     async def born(

@@ -16,9 +16,10 @@ from openiodm.campaigns.model import CampaignKey, CampaignKind, UpgradeKey
 from openiodm.campaigns.ports import Moved
 from openiodm.campaigns.states import UpgradeState
 from openiodm.clock import Instant
-from openiodm.devices.model import Device
+from openiodm.devices.model import Device, DeviceKey
 from openiodm.notifications import bodies
 from openiodm.notifications.bodies import DeviceShown, Facts
+from openiodm.storage.devices import read_devices
 from openiodm.storage.engine import InsertMany, Row, Tx
 
 # One row for each upgrade and each subscription to the state changes, or to the results, of its kind; none where nobody
@@ -36,6 +37,13 @@ JOIN application a ON a.id = c.application_id JOIN device d ON d.id = u.device_i
 """
 _BY_KEY = f"{_TOLD} WHERE u.id = ANY($1::bigint[]) ORDER BY u.id, s.id"
 _BORN = f"{_TOLD} WHERE u.campaign_id = $1 AND u.ordinal > $2 AND u.state = ANY($3::text[]) ORDER BY u.id, s.id"
+# Subscriptions to changes of these devices.
+_CHANGED = """
+SELECT d.device_id, s.id AS subscription FROM device d
+JOIN subscription s ON s.application_id = d.application_id AND s.deleted_at IS NULL
+    AND s.notify_type = 'deviceInfoChanged'
+WHERE d.id = ANY($1::bigint[])
+"""
 _WANTED = """
 SELECT 1 FROM campaign c JOIN subscription s ON s.application_id = c.application_id AND s.deleted_at IS NULL
 WHERE c.id = $1 LIMIT 1
@@ -103,7 +111,18 @@ class NoticeRows:
                         notices += [(s, upgrade.device, body, now, now, 0) for s in upgrade.state]
                 if bodies.has_result(t.from_state, t.to_state) and self._is_told(m.before.upgrade, owed):
                     notices += _results(upgrade, now)
+        notices += await self._changed([m.after.device for m in went if _is_believed(m)], now)
         await self._insert(notices)
+
+    async def _changed(self, devices: Sequence[DeviceKey], now: Instant) -> list[tuple[Any, ...]]:
+        """What is told of devices whose version this server entered itself: they tell none."""
+        rows = await self._tx.fetch(_CHANGED, list(devices)) if devices else []
+        wanted: dict[str, list[int]] = {}
+        for row in rows:
+            wanted.setdefault(row["device_id"], []).append(row["subscription"])
+        found = await read_devices(self._tx, list(wanted)) if wanted else []
+        shown = [(device, bodies.device_info_changed(self._rules.show(device, now))) for device in found]
+        return [(s, d.key, body, now, now, 0) for d, body in shown for s in wanted[d.device_id]]
 
     async def born(
         self, campaign: CampaignKey, after: int, states: Sequence[UpgradeState], now: Instant, *, owed: bool
@@ -146,6 +165,12 @@ class NoticeRows:
 
 
 _STATE_TYPES = frozenset(t.value for t in bodies.STATE_TYPE.values())
+
+
+def _is_believed(m: Moved) -> bool:
+    """Did the upgrade's success alone say which version the device has now, another one?"""
+    s = m.after
+    return s.state is UpgradeState.SUCCESS and not s.reports_version and s.version != m.before.version
 
 
 def _results(told: _Told, now: Instant) -> list[tuple[Any, ...]]:

@@ -17,6 +17,7 @@ from openiodm.access.model import (
     Product,
     TokenKind,
     TokenLives,
+    hash_authority,
     hash_secret,
     same_secret,
 )
@@ -212,18 +213,34 @@ class AccessCommands:
         Raises:
             Refusal: BAD_INPUT for the name or the product.
         """
+        token = random_secret()
+        return await self._create_gateway(actor, name, product, hash_secret(token)), token
+
+    async def create_authority(self, actor: Actor, name: str, product: Product, authority: str) -> GatewayToken:
+        """Trusts what a proxy says of devices' certificates: `authority` stands for their issuer, as a gateway token
+        would. For the operator alone: an application could name another one's issuer.
+
+        Raises:
+            Refusal: BAD_INPUT for the name, the product, or an authority that is there already.
+        """
+        if not authority.strip() or any(c in authority for c in ",;\0"):
+            raise Refusal(Reason.BAD_INPUT, "an authority is one text without comma and semicolon", field="authority")
+        return await self._create_gateway(actor, name, product, hash_authority(authority))
+
+    async def _create_gateway(self, actor: Actor, name: str, product: Product, token_hash: str) -> GatewayToken:
         _check_name(name)
         if not product.storable:
             raise Refusal(Reason.BAD_INPUT, "the product profile is too long", field="product")
-        token = random_secret()
 
         async def create(work: AccessWork) -> GatewayToken:
             now = self._clock.now()
-            key = await work.access.insert_gateway_token(actor.application, name, product, hash_secret(token), now)
+            if await work.access.gateway(token_hash) is not None:
+                raise Refusal(Reason.BAD_INPUT, "this authority is there already", field="authority")
+            key = await work.access.insert_gateway_token(actor.application, name, product, token_hash, now)
             await work.audit.record(actor, "gateway-token.create", str(key), now)
             return GatewayToken(key, name, product, now)
 
-        return await self._writer.run(create), token
+        return await self._writer.run(create)
 
     async def revoke_gateway_token(self, actor: Actor, token: GatewayTokenKey) -> None:
         """Devices that come with it are refused from now on.

@@ -192,6 +192,11 @@ def hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def hash_authority(authority: str) -> str:
+    """How an authority is looked up: by the hash of a text that no header can carry, so that it is nobody's token."""
+    return hash_secret("\0authority " + authority.strip().lower())
+
+
 def same_secret(secret: str, kept_hash: str) -> bool:
     """Does `secret` hash to `kept_hash`? Takes the same time whatever the answer."""
     return hmac.compare_digest(hash_secret(secret), kept_hash)

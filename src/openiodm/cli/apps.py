@@ -205,6 +205,10 @@ def gateway_token(
     device_type: Annotated[str, typer.Option("--device-type")],
     model: Annotated[str, typer.Option("--model")],
     manufacturer: Annotated[str, typer.Option("--manufacturer")],
+    authority: Annotated[
+        str | None,
+        typer.Option("--authority", help="No token: what a trusted proxy's X-Authority says of the devices' issuer."),
+    ] = None,
     config: options.ConfigFile = None,
     database: options.Database = None,
     data_dir: options.DataDir = None,
@@ -220,6 +224,9 @@ def gateway_token(
 
     async def make(rooms: "Rooms") -> dict[str, Any]:
         actor = await acting_on(rooms, app_id)
+        if authority is not None:
+            kept = await rooms.access.create_authority(actor, name, product, authority)
+            return {"tokenId": str(kept.key), "name": name, "authority": authority}
         kept, token = await rooms.access.create_gateway_token(actor, name, product)
         return {"tokenId": str(kept.key), "name": name, "token": token}
 

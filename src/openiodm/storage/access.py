@@ -93,7 +93,8 @@ INSERT INTO gateway_token (application_id, name, product_id, token_hash, created
 VALUES ($1, $2, $3, $4, $5) RETURNING id
 """
 _REVOKE_GATEWAY = """
-UPDATE gateway_token SET deleted_at = $3 WHERE id = $2 AND application_id = $1 AND deleted_at IS NULL
+UPDATE gateway_token SET deleted_at = $3, token_hash = token_hash || ' ' || id
+WHERE id = $2 AND application_id = $1 AND deleted_at IS NULL
 """
 
 
@@ -222,7 +223,7 @@ class AccessRows(AccessReads):
         return GatewayTokenKey(key)
 
     async def revoke_gateway_token(self, application: ApplicationKey, token: GatewayTokenKey, now: Instant) -> bool:
-        """Soft-deleted."""
+        """Soft-deleted. Its hash goes, since an authority may be made again."""
         return await self._tx.execute(_REVOKE_GATEWAY, application, token, now) == 1
 
 

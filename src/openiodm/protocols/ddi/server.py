@@ -4,7 +4,8 @@ Order of checks for every request: path (404), method (405), credential (401), d
 body (400). A poll that changes nothing costs one indexed read and no write.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from urllib.parse import quote, unquote
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from openiodm.access.model import ApplicationKey, Product, hash_secret
+from openiodm.access.model import ApplicationKey, Product, hash_authority, hash_secret
 from openiodm.campaigns.model import LogEntry, UpgradeKey
 from openiodm.campaigns.reports import Outcome
 from openiodm.campaigns.rollout import Answer, Contact, Progress, What, asks_confirmation, offers_bytes, wants_contact
@@ -34,6 +35,8 @@ from openiodm.protocols.port import Contacted, Credential, DeviceDirectory, File
 
 log = structlog.get_logger(__name__)
 
+AUTHORITY = re.compile(r"x-authority(-[0-9]{1,2})?")
+MAX_AUTHORITIES = 10  # of one request
 CREDENTIALS = {"gatewaytoken": Credential.GATEWAY, "targettoken": Credential.TARGET}
 DEFAULT_TENANT = "default"  # agents send it in any case; then the token alone decides the application
 NO_TEXT = "\ufffd"  # what percent-encoded bytes that are no UTF-8 are read as: one id for many devices
@@ -82,6 +85,7 @@ class _Request:
     query: str
     base: Base
     address: str
+    proxied: bool  # by one that is trusted
     receive: Receive
     send: Send
 
@@ -176,6 +180,7 @@ class DdiServer:
             query=scope["query_string"].decode("latin-1"),
             base=Base(url + at, url.startswith("https:")),
             address=client_address(scope, self._trusted_proxies),
+            proxied=peer_of(scope) in self._trusted_proxies,
             receive=receive,
             send=send,
         )
@@ -213,14 +218,11 @@ class DdiServer:
         await handler(self, request, _Caller(contacted, contacted.device))
 
     async def _authenticate(self, request: _Request) -> Contacted:
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        credential = CREDENTIALS.get(kind.lower())
-        if credential is None or not token:
-            raise _Answer(401)
-        contacted = await self._directory.contact(credential, hash_secret(token.strip()), request.node_id)
-        if contacted is None or request.tenant.lower() not in (DEFAULT_TENANT, contacted.app_id.lower()):
-            raise _Answer(401)
-        return contacted
+        for credential, token_hash in _credentials(request):
+            contacted = await self._directory.contact(credential, token_hash, request.node_id)
+            if contacted is not None and request.tenant.lower() in (DEFAULT_TENANT, contacted.app_id.lower()):
+                return contacted
+        raise _Answer(401)
 
     async def _first_contact(self, request: _Request, contacted: Contacted) -> Contacted:
         """A gateway token speaks for it: it is registered now. Many first contacts at once agree on one row."""
@@ -488,6 +490,23 @@ def _accepted(request: _Request) -> Media:
     if media is None:
         raise _Answer(406)
     return media
+
+
+def _credentials(request: _Request) -> Iterator[tuple[Credential, str]]:
+    """What a request shows, with its hash: a token; else, by a trusted proxy, whose certificate it saw.
+
+    The proxy names the device in X-Controller-Id, and the authorities that signed for it in X-Authority (several by
+    comma or semicolon) or in X-Authority-0, -1 and on.
+    """
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    credential = CREDENTIALS.get(kind.lower())
+    if credential is not None and token:
+        yield credential, hash_secret(token.strip())
+    elif request.proxied and request.headers.get("x-controller-id") == request.node_id:
+        told = [value for name, value in sorted(request.headers.items()) if AUTHORITY.fullmatch(name)]
+        named = [a for a in re.split("[,;]", ",".join(told)) if a.strip()]
+        for authority in named[:MAX_AUTHORITIES]:
+            yield Credential.GATEWAY, hash_authority(authority)
 
 
 async def _body(request: _Request) -> tuple[bytes, Media]:

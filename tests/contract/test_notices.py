@@ -12,7 +12,8 @@ import pytest
 from aiohttp import web
 
 from openiodm.app import open_rooms
-from openiodm.clock import MINUTE, SECOND
+from openiodm.campaigns.model import CampaignKind, ExecuteType, NewCampaign, Policy, Target
+from openiodm.clock import MINUTE, SECOND, Instant
 from openiodm.notifications.model import NoticeKey, NotifyType
 from openiodm.notifications.ports import Pending
 from openiodm.settings import load
@@ -363,6 +364,31 @@ async def test_devices_are_told_of_when_they_come_change_and_go(world: World) ->
     assert receiver.heard[3].raw.decode() == (
         f'{{"notifyType":"deviceDeleted","deviceId":"{device}","gatewayId":"{device}"}}'
     )
+
+
+async def test_the_end_of_a_window_tells_the_failures_that_no_round_retries_any_more(world: World) -> None:
+    """Those that had no turn are stopped, and not told of; one under way may finish."""
+    now = world.rooms.clock.now()
+    policy = Policy(ExecuteType.CUSTOM, now, Instant(now + 10 * MINUTE), retry_times=5)
+    async with receiving() as receiver:
+        await subscribe(world, receiver.url(), RESULT)
+        failed, slow, away = await world.register("n1", "n2", "n3")
+        target = Target(devices=(failed, slow, away))
+        operation = await world.rooms.campaigns.create(
+            world.actor, NewCampaign(CampaignKind.FIRMWARE, world.file_id, target, policy)
+        )
+        await world.poll("n2")
+        await go(world, "n1", good=False)
+        assert await left(world) == 0
+        world.advance(10 * MINUTE // SECOND)
+        await world.run_jobs()
+        (told,) = await receiver.until(1)
+        assert (told["deviceId"], told["status"]) == (failed, "FAIL")
+        await go(world, "n2")
+        await receiver.until(2)
+        await none_left(world)
+    assert (receiver.taken[1]["deviceId"], receiver.taken[1]["status"]) == (slow, "SUCCESS")
+    assert await world.counters(operation) == {"success": 1, "fail": 1, "stop": 1}
 
 
 async def test_a_version_that_a_success_alone_tells_changes_the_device(world: World) -> None:

@@ -2,7 +2,8 @@
 
 The result of a device is told to subscribers when it is decided for good (contract section 6.2). Whether a failure is,
 is known when it happens (`result_owed`): while a round of retries may still come, the result is owed, which the row
-remembers. A round that retries the device cancels the debt; a campaign that ends, or is stopped, pays what is left.
+remembers. A round that retries the device cancels the debt; a campaign that ends or is stopped, or whose window ends,
+pays what is left.
 """
 
 from openiodm.campaigns.model import CampaignKey

@@ -114,12 +114,14 @@ class EndWaiting:
             return More()
         if (await work.campaigns.lock([desk.key]))[desk.key].work == "retrying":  # since it was looked at
             return Later(Instant(now + SECOND))
+        if self._to is UpgradeState.STOP and desk.retry_times:  # no round begins any more, though some are under way
+            await work.jobs.put(endings.SETTLE, desk.key, now)
         await end_if_complete(work, desk.key, now)
         return Done()
 
 
 class Settle:
-    """A failed task tells the results that waited for a round that did not come."""
+    """A task that failed, or whose window is over, tells the results that waited for a round that will not come."""
 
     def __init__(self, engine: str) -> None:
         self._chunk = CHUNK[engine]

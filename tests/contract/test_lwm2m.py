@@ -337,8 +337,9 @@ async def test_a_package_that_pcp_cannot_carry_is_refused_where_a_target_speaks_
 class SoftwareDevice:
     """Instance 9/0 of object 9, in a few words: installs what it gets, and tells version `V2` from then on."""
 
-    def __init__(self, field: Field, *, takes_uri: bool, fails: bool = False) -> None:
-        credentials = Credentials(field.connector, "n1", bytes.fromhex(PSK)) if field.secure else None
+    def __init__(self, field: Field, *, takes_uri: bool, fails: bool = False, name: str = "n1") -> None:
+        credentials = Credentials(field.connector, name, bytes.fromhex(PSK)) if field.secure else None
+        self._name = name
         self.link = Association(field.address, self.answer, QUICK, Random(1), credentials)
         self.values = {7: tlv.integer(4), 9: tlv.integer(0), 12: tlv.integer(0), 1: b"V1"}
         self.token, self.sequence = b"", 1
@@ -350,7 +351,8 @@ class SoftwareDevice:
 
     async def register(self) -> None:
         await self.link.open()
-        options = ((Option.URI_PATH, b"rd"), (Option.URI_QUERY, b"ep=n1"), (Option.URI_QUERY, b"lwm2m=1.0"))
+        query = (f"ep={self._name}", "lwm2m=1.0")
+        options = ((Option.URI_PATH, b"rd"), *((Option.URI_QUERY, part.encode()) for part in query))
         assert (await self.link.request(Code.POST, options, b"</9/0>")).code == Code.CREATED
 
     def answer(self, request: Message) -> Message:
@@ -655,6 +657,32 @@ async def test_a_registration_that_ran_out_is_gone(database_url: str, tmp_path: 
 
 
 @sqlite_only
+async def test_a_device_that_was_registered_this_moment_shakes_hands_at_its_first_try(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with build_field(database_url, tmp_path, secure=True) as field:
+        await field.world.rooms.devices.register(field.world.actor, NewDevice("n1", psk=PSK, product=PRODUCT))
+        stranger = Stranger(field)
+        await stranger.link.open()
+        assert (await stranger.register("ep=n1", "lwm2m=1.2")).code == Code.CREATED
+        stranger.link.close()
+
+
+@sqlite_only
+async def test_a_node_id_with_another_key_is_good_when_the_old_key_did_not_fit(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with build_field(database_url, tmp_path, secure=True) as field:
+        (device_id,) = await field.register("n1")
+        await field.world.rooms.devices.delete(field.world.actor, device_id)
+        new = NewDevice("n1", psk="ff" * 16, product=PRODUCT)
+        await field.world.rooms.devices.register(field.world.actor, new)
+        assert field.service.keys.of("n1") == bytes.fromhex(PSK)
+        field.service.keys.doubt("n1")  # as a handshake does that came to nothing
+        await eventually(lambda: field.service.keys.of("n1") == b"\xff" * 16)
+
+
+@sqlite_only
 async def test_the_identity_must_be_the_endpoints(database_url: str, tmp_path: Path) -> None:
     async with build_field(database_url, tmp_path, secure=True) as field:
         await field.register("n1", "n2")
@@ -731,24 +759,35 @@ async def test_plain_coap_may_be_off(database_url: str, tmp_path: Path) -> None:
 # -- all protocols together
 
 
-async def test_one_task_over_a_group_of_ddi_lwm2m_and_pcp_devices(field: Field) -> None:
+async def test_one_task_over_a_group_of_ddi_lwm2m_and_pcp_devices(either: Field) -> None:
     """The campaign knows them apart by nothing but their protocol's port."""
-    file_id = await field.upload(SOFTWARE, FileType.SOFTWARE)
-    ids = await field.register("pcp1", "pcp2")
-    ids += await field.world.register("ddi1")
-    rooms, actor = field.world.rooms, field.world.actor
+    file_id = await either.upload(SOFTWARE, FileType.SOFTWARE)
+    ids = await either.register("pcp1", "lw1", "lw2")
+    ids += await either.world.register("ddi1", "ddi2")
+    rooms, actor = either.world.rooms, either.world.actor
     await rooms.groups.create(actor, NewGroup("all", device_ids=tuple(ids)))
     target = Target(groups=("all",), device_type="sensor", model="m1", manufacturer_name="acme")
-    first, second = field.device("pcp1", pcp=True), field.device("pcp2", pcp=True)
-    async with field.alive(first, second):
+    pcp = either.device("pcp1", pcp=True)
+    good = SoftwareDevice(either, takes_uri=True, name="lw1")
+    fails = SoftwareDevice(either, takes_uri=False, fails=True, name="lw2")
+    async with either.alive(pcp):
+        for device in (good, fails):
+            await device.register()
         task = await rooms.campaigns.create(actor, NewCampaign(CampaignKind.SOFTWARE, file_id, target))
-        await field.world.run_jobs()
-        link = (await field.world.poll("ddi1"))["_links"]["deploymentBase"]["href"]
-        action = int(re.search(r"deploymentBase/(\d+)", link)[1])  # type: ignore[index]
-        assert await field.world.feedback("ddi1", action, "closed", "success") == 200
-        await field.until(task, S.SUCCESS, within=20)
-    assert await field.world.status(task) == "success"
-    assert await field.world.counters(task) == {"success": 3}
+        await either.world.run_jobs()
+        for node_id, finished in (("ddi1", "success"), ("ddi2", "failure")):
+            link = (await either.world.poll(node_id))["_links"]["deploymentBase"]["href"]
+            action = int(re.search(r"deploymentBase/(\d+)", link)[1])  # type: ignore[index]
+            assert await either.world.feedback(node_id, action, "closed", finished) == 200
+        upgrades = await either.until(task, S.SUCCESS, S.FAIL)
+    for device in (good, fails):
+        device.link.close()
+    assert {u.node_id: u.state for u in upgrades} == {
+        "ddi1": S.SUCCESS, "lw1": S.SUCCESS, "pcp1": S.SUCCESS, "ddi2": S.FAIL, "lw2": S.FAIL
+    }  # fmt: skip
+    assert await either.world.status(task) == "failed"
+    assert await either.world.counters(task) == {"success": 3, "fail": 2}
+    assert (bytes(good.body), pcp.record.digests) == (SOFTWARE, [digest(SOFTWARE)])
 
 
 @sqlite_only

@@ -56,6 +56,12 @@ KeyOf = Callable[[str], bytes | None]
 """The key of an identity, None when there is none. Called within the handshake: it must be quick and raise nothing."""
 
 
+Seek = Callable[[str], bool]
+"""Called before a handshake asks for a key: is it being looked up, so that the peer's flight had better wait?"""
+Doubt = Callable[[str], None]
+"""Called after a handshake whose key was of no use: there may be another one by now."""
+
+
 class DtlsError(Exception):
     """OpenSSL refused what it was asked to do: our mistake or its limit, never the peer's doing."""
 
@@ -246,16 +252,27 @@ class Session:
 class Context:
     """The server side of one port.
 
-    `psk_lookup` is asked within each handshake, so keys may change at will while sessions live. `secret` makes the
-    cookies; `rotate` gives a new one, and the one before stays good until the next rotation.
+    `psk_lookup` is asked within each handshake, so keys may change at will while sessions live; `seek` and `doubt` let
+    its owner look keys up in time. `secret` makes the cookies; `rotate` gives a new one, and the one before stays good
+    until the next rotation.
 
     Raises:
         DtlsUnavailable: there is no OpenSSL.
         DtlsError: it has none of the suites.
     """
 
-    def __init__(self, psk_lookup: KeyOf, suites: Iterable[str] = SUITES, *, secret: bytes) -> None:
+    def __init__(
+        self,
+        psk_lookup: KeyOf,
+        suites: Iterable[str] = SUITES,
+        *,
+        secret: bytes,
+        seek: Seek = lambda _: False,
+        doubt: Doubt = lambda _: None,
+    ) -> None:
         self._lookup = psk_lookup
+        self.seek = seek
+        self.doubt = doubt
         self._secrets = (secret, secret)
         self._address = b""
         self._core = core = _Core("DTLS_server_method", suites)

@@ -10,7 +10,9 @@ _HEAD: Final = 13
 _HANDSHAKE: Final = 22
 _APPLICATION_DATA: Final = 23
 _CLIENT_HELLO: Final = 1
-_RANDOM: Final = slice(_HEAD + 12 + 2, _HEAD + 12 + 2 + 32)  # after the handshake's head and the client's version
+_CLIENT_KEY_EXCHANGE: Final = 16
+_BODY: Final = _HEAD + 12
+_RANDOM: Final = slice(_BODY + 2, _BODY + 2 + 32)  # after the handshake's head and the client's version
 
 
 def is_client_hello(datagram: bytes) -> bool:
@@ -26,6 +28,23 @@ def is_client_hello(datagram: bytes) -> bool:
 def hello_random(datagram: bytes) -> bytes:
     """The random of a ClientHello: the same in what a client repeats, another one in a new handshake."""
     return datagram[_RANDOM]
+
+
+def psk_identity(datagram: bytes) -> str | None:
+    """The identity in a ClientKeyExchange that begins a datagram (RFC 4279 section 2, RFC 5489 section 2); None where
+    there is none, or only a fragment of it.
+    """
+    head = datagram[:_BODY]
+    if len(head) < _BODY or head[0] != _HANDSHAKE or head[3:5] != b"\0\0" or head[_HEAD] != _CLIENT_KEY_EXCHANGE:
+        return None
+    if head[19:22] != b"\0\0\0" or head[22:25] != head[14:17]:
+        return None
+    size = int.from_bytes(datagram[_BODY : _BODY + 2])
+    identity = datagram[_BODY + 2 : _BODY + 2 + size]
+    try:
+        return identity.decode() if len(identity) == size else None
+    except UnicodeDecodeError:
+        return None
 
 
 def is_application_data(datagram: bytes) -> bool:

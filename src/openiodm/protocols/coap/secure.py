@@ -16,12 +16,16 @@ from openiodm.protocols.coap.counts import Counts
 from openiodm.protocols.coap.dtls import Context, Session
 from openiodm.protocols.coap.limits import Limits
 from openiodm.protocols.coap.peers import Association, Peers
-from openiodm.protocols.coap.records import hello_random, is_application_data, is_client_hello
+from openiodm.protocols.coap.records import hello_random, is_application_data, is_client_hello, psk_identity
 
 log = structlog.get_logger(__name__)
 
 RETRANSMIT_EVERY = Millis(200)
 """How often handshakes under way are asked whether a flight is to be sent again."""
+HELD_FOR = 2
+"""So many of these looks a flight is held while its key is looked up."""
+HELD = 4
+"""Most datagrams that are held for a handshake: a key exchange, a change of the cipher, a Finished, and one more."""
 LOGGED = 5
 """Most failed handshakes that are logged in that time; `Counts` has all of them."""
 ROTATE_EVERY = Millis(300_000)
@@ -29,12 +33,16 @@ ROTATE_EVERY = Millis(300_000)
 
 
 class _HalfOpen:
-    __slots__ = ("random", "session", "since")
+    __slots__ = ("held", "held_for", "named", "random", "session", "since")
 
     def __init__(self, session: Session, random: bytes, since: Instant) -> None:
         self.session = session
         self.random = random
         self.since = since
+        self.named = False
+        """The peer's identity was seen."""
+        self.held: list[bytes] = []
+        self.held_for = 0
 
 
 class SecurePort:
@@ -103,6 +111,8 @@ class SecurePort:
 
     def _go_on(self, half_open: _HalfOpen, datagram: bytes, address: Address) -> tuple[Association | None, list[bytes]]:
         session = half_open.session
+        if self._holds(half_open, datagram):
+            return None, []
         plaintexts, out, alive = session.feed(datagram)
         if out:
             self._transmit(out, address)
@@ -112,6 +122,31 @@ class SecurePort:
             del self._half_open[address]
             return self._open(session, address), plaintexts
         return None, []
+
+    def _holds(self, half_open: _HalfOpen, datagram: bytes) -> bool:
+        """Is the flight to wait for a key that is looked up? Not all devices repeat one that gets no answer."""
+        if half_open.held:
+            if len(half_open.held) < HELD:
+                half_open.held.append(datagram)
+            return True
+        if half_open.named or (identity := psk_identity(datagram)) is None:
+            return False
+        half_open.named = True
+        if not self._context.seek(identity):
+            return False
+        half_open.held.append(datagram)
+        half_open.held_for = HELD_FOR
+        return True
+
+    def _let_go(self, half_open: _HalfOpen, address: Address) -> None:
+        """Takes what was held; a peer says nothing more before it is answered, so there are no plaintexts."""
+        half_open.held_for -= 1
+        if half_open.held_for:
+            return
+        held, half_open.held = half_open.held, []
+        for datagram in held:
+            if self._half_open.get(address) is half_open:
+                self._go_on(half_open, datagram, address)
 
     def _open(self, session: Session, address: Address) -> Association | None:
         old = self._peers.get(address)
@@ -156,7 +191,12 @@ class SecurePort:
         for address, half_open in list(self._half_open.items()):
             if now - half_open.since >= self._limits.half_open_time:
                 # With a wrong key the peer's last message cannot be read, and is dropped silently.
+                identity = half_open.session.identity
                 self._failed("dtls.handshake_timed_out", half_open.session, address)
+                if identity is not None:
+                    self._context.doubt(identity)
+            elif half_open.held:
+                self._let_go(half_open, address)
             elif out := half_open.session.tick():
                 self._transmit(out, address)
 

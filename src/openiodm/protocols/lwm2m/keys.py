@@ -1,8 +1,9 @@
 """Pre-shared keys in memory, as a DTLS handshake needs them: by identity, without waiting.
 
 All keys are loaded at the start, and those of devices that are registered later a second after. An identity that is
-not known is looked up for the device's next try. Whether the device may register is decided by its row, not here: a
-key that is kept too long opens a handshake and nothing else.
+not known is looked up while the device's flight is held for a moment. One whose key did not fit is looked up for its
+next try. Whether the device may register is decided by its row, not here: a key that is kept too long opens a handshake
+and nothing else.
 """
 
 import asyncio
@@ -44,6 +45,17 @@ class Keys:
             self._look_up_soon(identity)
             return None
         return found[1]
+
+    def seek(self, identity: str) -> bool:
+        """Begins to look up a key that is not here; True when it may be here soon."""
+        if self._keys.get(identity) is not None:
+            return False
+        self._look_up_soon(identity)
+        return identity in self._looking
+
+    def doubt(self, identity: str) -> None:
+        """The key of that identity did not fit: the device may have another one now."""
+        self._look_up_soon(identity)
 
     async def load(self) -> None:
         """Reads what is new since the last time; everything at the first one."""

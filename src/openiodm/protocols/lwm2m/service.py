@@ -170,7 +170,7 @@ class Lwm2mService:
 def _dtls(keys: Keys) -> Context:
     try:
         broken = {suite: why for suite, why in check_suites().items() if why}
-        context = Context(keys.of, secret=random_bytes(COOKIE_SECRET_BYTES))
+        context = Context(keys.of, secret=random_bytes(COOKIE_SECRET_BYTES), seek=keys.seek, doubt=keys.doubt)
     except (openssl.DtlsUnavailable, DtlsError) as error:
         raise Lwm2mStartError(f"coaps_listen: {error}") from error
     log.info("lwm2m.dtls", openssl=openssl.version(), broken_suites=broken, keys=len(keys))

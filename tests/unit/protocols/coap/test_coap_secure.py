@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 import structlog.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from openiodm.protocols.coap import carrier
 from openiodm.protocols.coap.carrier import Address, Peer
@@ -13,6 +15,7 @@ from openiodm.protocols.coap.codec import Code, Message, Type, encode, path_opti
 from openiodm.protocols.coap.dtls import SUITES, Connector, Context
 from openiodm.protocols.coap.endpoint import Endpoint
 from openiodm.protocols.coap.limits import Limits
+from openiodm.protocols.coap.records import psk_identity
 from tests.conftest import ManualClock
 from tests.support.coap import DEVICE, SERVER, Network, SecureDevice
 
@@ -29,12 +32,19 @@ class Server:
     peers: list[Peer] = field(default_factory=list)
     closed: list[Peer] = field(default_factory=list)
     keys: dict[str, bytes] = field(default_factory=lambda: dict(KEYS))
+    sought: list[str] = field(default_factory=list)
+    doubted: list[str] = field(default_factory=list)
+    comes_soon: bool = False
 
     def __post_init__(self) -> None:
-        context = Context(self.keys.get, secret=b"s" * 32)
+        context = Context(self.keys.get, secret=b"s" * 32, seek=self.seek, doubt=self.doubted.append)
         self.endpoint: Endpoint = self.network.endpoint(
             SERVER, self.handle, dtls=context, closed=self.closed.append, limits=self.limits
         )
+
+    def seek(self, identity: str) -> bool:
+        self.sought.append(identity)
+        return self.comes_soon
 
     def handle(self, peer: Peer, _request: Message) -> Message:
         self.peers.append(peer)
@@ -182,6 +192,46 @@ async def test_a_key_may_come_while_the_server_runs(network: Network, server: Se
     device = server.connect("device-9", b"n" * 16)
     await network.pass_time(200)
     assert [m.code for m in await ask(network, device)] == [Code.CONTENT]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+async def test_a_flight_waits_for_its_key(network: Network, server: Server, suite: str) -> None:
+    server.comes_soon = True
+    device = server.connect("device-9", b"n" * 16, suite=suite)
+    await network.pass_time(200)
+    assert (device.alive, device.session.established, server.sought) == (True, False, ["device-9"])
+    server.keys["device-9"] = b"n" * 16
+    await network.pass_time(500)
+    assert [m.code for m in await ask(network, device)] == [Code.CONTENT]
+    assert server.sought == ["device-9"], "once for each handshake"
+
+
+async def test_an_identity_that_stays_unknown_is_refused_soon(network: Network, server: Server) -> None:
+    server.comes_soon = True
+    device = server.connect("stranger")
+    await network.pass_time(200)
+    assert device.alive
+    for _ in range(20):  # it may say it as often as it likes
+        network.send(DEVICE, SERVER, [datagram for sender, _, datagram in network.log if sender == DEVICE][-1])
+    await network.pass_time(500)
+    assert (device.alive, server.endpoint.half_open, server.endpoint.counts.handshakes_failed) == (False, 0, 1)
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_no_bytes_make_reading_an_identity_fail(head: bytes, body: bytes) -> None:
+    record = bytes((22, 254, 253, 0, 0)) + bytes(8) + bytes((16,)) + len(body).to_bytes(3) + bytes(5)
+    for datagram in (head + body, record + len(body).to_bytes(3) + body, record + body):
+        psk_identity(datagram)
+    assert psk_identity(record + (len(body) + 2).to_bytes(3) + len(body).to_bytes(2) + body) is None
+    whole = record[:14] + (len(body) + 2).to_bytes(3) + record[17:]
+    whole += (len(body) + 2).to_bytes(3) + len(body).to_bytes(2) + body
+    assert psk_identity(whole) == (text if (text := body.decode(errors="replace")).encode() == body else None)
+
+
+async def test_a_key_that_did_not_fit_is_doubted(network: Network, server: Server) -> None:
+    server.connect("device-1", b"wrong" * 3)
+    await network.pass_time(31_000)
+    assert server.doubted == ["device-1"]
 
 
 async def test_half_open_handshakes_are_bounded_and_the_oldest_makes_room(network: Network) -> None:

@@ -30,6 +30,8 @@ RULES_BEYOND_SCHEMAS = {
     "POST /api/v1/packages": {"bad-input": {"name", "version", "deviceType", "model", "manufacturerName"}},
     # A moment lies after 1970, and there is no 30th of February.
     "GET /api/v1/audit": {"bad-input": {"since", "until"}},
+    # Texts are certificates and a key that belong together.
+    "PUT /api/v1/application/callbacks/tls": {"bad-input": {"caPem", "certificatePem", "keyPem"}},
     # A group's devices are named by one list or by the other.
     "POST /api/v1/groups": {"bad-input": {"nodeIds"}},
     "POST /api/v1/groups/{group}/devices": {"bad-input": {"nodeIds"}},

@@ -16,10 +16,10 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from openiodm.protocols.ddi.download import RECHECK_S
 
 from openiodm.app import open_rooms
 from openiodm.http.routes import Needs
+from openiodm.protocols.download import RECHECK_S
 from openiodm.settings import load
 from tests.support.process import free_port
 from tests.support.routes import COMPAT, NATIVE, label

@@ -38,7 +38,8 @@ def test_a_log_that_cannot_be_written_stops_nobody() -> None:
         'log.info("lost")\nlogging.getLogger("uvicorn").error("lost too")\nprint("went on")'
     )
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True, check=True)
+        # Python's own exit status may speak of the same full device: what counts is that the program came to its end.
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True, check=False)
     assert done.stdout == "went on\n"
 
 

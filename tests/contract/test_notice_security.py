@@ -158,6 +158,7 @@ async def test_pem_that_makes_no_sense_is_refused_with_its_field_and_changes_not
     wrong = [
         ({"caPem": "nonsense"}, "caPem"),
         ({"caPem": ""}, "caPem"),
+        ({"caPem": pem + "µ"}, "caPem"),
         ({"certificatePem": pem}, "keyPem"),
         ({"keyPem": key}, "certificatePem"),
         ({"certificatePem": pem, "keyPem": other.key.read_text()}, "certificatePem"),

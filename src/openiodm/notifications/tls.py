@@ -46,6 +46,8 @@ def check_security(ca_pem: str | None, certificate_pem: str | None, key_pem: str
         try:
             if not ca_pem.strip():  # `ssl` takes that for "none given"
                 raise ValueError("there is nothing in it")
+            if not ca_pem.isascii():  # which `ssl` calls a mistake of the program
+                raise ValueError("PEM is ASCII")
             client_context(ca_pem, None, None)
         except (ssl.SSLError, ValueError) as error:
             raise Refusal(Reason.BAD_INPUT, f"these are no PEM certificates: {error}", field="caPem") from error

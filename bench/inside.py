@@ -22,7 +22,7 @@ import asyncpg
 import uvloop
 from ddi_load import machine_ticks, process_tree, usage
 
-from openiodm.app import Front
+from openiodm.front import Front
 
 DISTURBED_MS = 0.3
 ENGINES = ("sqlite", "postgres")

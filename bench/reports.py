@@ -25,11 +25,12 @@ from compare import machine
 from inside import ENGINES, Cpu, Engine, Metrics, engine, run, say
 from server import HERE, WORK
 
-from openiodm.app import SWITCH_INTERVAL_S, Rooms, open_rooms
+from openiodm.app import SWITCH_INTERVAL_S
 from openiodm.campaigns.model import LogEntry
 from openiodm.campaigns.rollout import Contact, Progress, Result
 from openiodm.campaigns.states import UpgradeEvent
 from openiodm.devices.model import DeviceKey
+from openiodm.rooms import Rooms, open_rooms
 from openiodm.settings import Settings
 
 RESULTS = HERE / "results" / "reports.json"

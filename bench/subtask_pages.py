@@ -26,11 +26,13 @@ from inside import ENGINES, Cpu, Engine, Metrics, Stopwatch, engine, get, own_rs
 from server import HERE, WORK
 
 from openiodm.access.model import Actor, ApplicationKey
-from openiodm.app import SWITCH_INTERVAL_S, Front, Rooms, open_rooms
+from openiodm.app import SWITCH_INTERVAL_S
 from openiodm.campaigns.model import Campaign
 from openiodm.campaigns.rollout import Contact
 from openiodm.campaigns.states import UpgradeState
 from openiodm.devices.model import DeviceKey
+from openiodm.front import Front
+from openiodm.rooms import Rooms, open_rooms
 from openiodm.settings import Settings
 from openiodm.storage.campaign_reads import SqlCampaignReads
 from openiodm.storage.upgrade_pages import IndexedCampaignReads

@@ -49,9 +49,11 @@ from list_data import STATUSES, Size, device_of, fill, products
 from server import HERE, WORK
 
 from openiodm.access.model import ApplicationKey
-from openiodm.app import SWITCH_INTERVAL_S, Front, Rooms, open_rooms
+from openiodm.app import SWITCH_INTERVAL_S
 from openiodm.campaigns.model import CampaignFilter, CampaignKey, CampaignKind
 from openiodm.campaigns.states import CampaignStatus
+from openiodm.front import Front
+from openiodm.rooms import Rooms, open_rooms
 from openiodm.settings import Settings
 from openiodm.storage.campaign_list import IndexedCampaignList
 from openiodm.storage.campaign_reads import SqlCampaignList

@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from openiodm.access.model import Login
-from openiodm.app import Front, Rooms, open_rooms
 from openiodm.errors import Refusal
+from openiodm.front import Front
+from openiodm.rooms import Rooms, open_rooms
 from openiodm.settings import load
 from tests.conftest import ManualClock
 from tests.support.server import BASE, World, build_world

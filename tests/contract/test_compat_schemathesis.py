@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from openiodm import __version__
-from openiodm.app import Front
+from openiodm.front import Front
 from openiodm.northbound.compat.edge import ErrorBody
 from openiodm.northbound.compat.openapi import compat_document
 from tests.conftest import ManualClock

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from openiodm.app import DatabaseClock
 from openiodm.http.routes import Needs
+from openiodm.rooms import DatabaseClock
 from tests.conftest import ManualClock
 from tests.support.routes import COMPAT, NATIVE
 from tests.support.server import World, build_world

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from openiodm.app import Rooms, running
+from openiodm.app import running
 from openiodm.packages.model import FileType, NewPackage
+from openiodm.rooms import Rooms
 from openiodm.settings import load
 from tests.support.process import free_port
 from tests.support.published_clients import FORM, Java, Library, Php, Sent, check

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 
-from openiodm.app import Front, expire_due
+from openiodm.app import expire_due
 from openiodm.campaigns import texts
 from openiodm.campaigns.model import CampaignKind, Clocks, NewCampaign, Policy, Target, Upgrade
 from openiodm.campaigns.reports import Outcome
@@ -20,6 +20,7 @@ from openiodm.campaigns.rollout import What
 from openiodm.campaigns.states import UpgradeState as S
 from openiodm.devices.model import DeviceKey, NewDevice, NewGroup
 from openiodm.errors import Reason, Refusal
+from openiodm.front import Front
 from openiodm.packages.model import FileType
 from openiodm.protocols.coap.codec import Code, Message, Option, Options, decode_block, encode_block, encode_uint
 from openiodm.protocols.lwm2m import upgrades

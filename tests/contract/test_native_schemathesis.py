@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from openiodm import __version__
-from openiodm.app import Front, Rooms, native_routes
+from openiodm.front import Front, native_routes
 from openiodm.northbound.native.devices import PATH_SCHEMAS
 from openiodm.northbound.native.openapi import native_document
+from openiodm.rooms import Rooms
 from openiodm.settings import load
 from tests.conftest import ManualClock
 from tests.support.described import EXAMPLES, THINGS, Address, existing, schema_of, whole

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import pytest
 from aiohttp import web
 
-from openiodm.app import open_rooms
 from openiodm.campaigns.model import CampaignKind, ExecuteType, NewCampaign, Policy, Target
 from openiodm.clock import MINUTE, SECOND, Instant
 from openiodm.notifications.model import NoticeKey, NotifyType
 from openiodm.notifications.ports import Pending
+from openiodm.rooms import open_rooms
 from openiodm.settings import load
 from tests.conftest import ManualClock
 from tests.support.receiver import receiving

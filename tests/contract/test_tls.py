@@ -18,7 +18,8 @@ import uvloop
 
 from openiodm import app
 from openiodm.access.model import Product
-from openiodm.app import Rooms, StartError, running
+from openiodm.app import StartError, running
+from openiodm.rooms import Rooms
 from openiodm.settings import load
 from tests.support.certificates import Certificates, Files, write
 from tests.support.process import free_port

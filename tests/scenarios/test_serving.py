@@ -17,9 +17,9 @@ import asyncpg
 import httpx
 import pytest
 
-from openiodm.app import open_rooms
 from openiodm.http.routes import Needs
 from openiodm.protocols.download import RECHECK_S
+from openiodm.rooms import open_rooms
 from openiodm.settings import load
 from tests.support.process import free_port
 from tests.support.routes import COMPAT, NATIVE, label

@@ -7,8 +7,9 @@ from typing import Any
 
 from msgspec import inspect
 
-from openiodm.app import Rooms, compat_routes, native_routes
+from openiodm.front import compat_routes, native_routes
 from openiodm.http.routes import Route
+from openiodm.rooms import Rooms
 from openiodm.settings import load
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import httpx
 
 from openiodm.access.model import Actor, Product
-from openiodm.app import Front, Rooms, expire_due, open_rooms
+from openiodm.app import expire_due
 from openiodm.campaigns.model import CampaignKind, NewCampaign, Target
+from openiodm.front import Front
 from openiodm.packages.model import FileType, NewPackage
+from openiodm.rooms import Rooms, open_rooms
 from openiodm.settings import load
 from tests.conftest import ManualClock
 

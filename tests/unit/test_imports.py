@@ -47,6 +47,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "protocols.lwm2m": (*BASE, *DOMAIN, "http", "settings", *SHARED, "protocols.coap", "protocols.pcp"),
     # DTLS is OpenSSL's on both sides of the wire: there is no second opinion to be had from a second binding.
     "simulator": ("clock", "protocols.*.codec", "protocols.coap.dtls"),
+    "rooms": ANYTHING,
+    "front": ANYTHING,
     "app": ANYTHING,
     "cli": ANYTHING,
     "__main__": ANYTHING,
@@ -56,6 +58,8 @@ RULES: dict[str, tuple[str, ...]] = {
 NEVER: dict[str, tuple[str, ...]] = {
     "northbound.compat": ("northbound.native",),
     "northbound.native": ("northbound.compat",),
+    "rooms": ("app", "cli", "front", "listeners"),
+    "front": ("app", "cli", "listeners"),
     "app": ("cli",),
 }
 

@@ -15,7 +15,7 @@ from openiodm.cli.tables import field
 
 if TYPE_CHECKING:
     from openiodm.access.model import Actor
-    from openiodm.app import Rooms
+    from openiodm.rooms import Rooms
     from openiodm.settings import Settings
 
 T = TypeVar("T")
@@ -264,8 +264,9 @@ def with_rooms(settings: "Settings", use: "Callable[[Rooms], Awaitable[T]]") -> 
         Failure: the server's rules refuse it, or the database cannot be opened.
     """
     from openiodm import logs
-    from openiodm.app import StartError, open_rooms
+    from openiodm.app import StartError
     from openiodm.errors import Refusal
+    from openiodm.rooms import open_rooms
 
     logs.configure("warning", settings.log_format)
 

@@ -12,7 +12,7 @@ from openiodm.cli.tables import field, when
 
 if TYPE_CHECKING:
     from openiodm.access.model import AuditEntry
-    from openiodm.app import Rooms
+    from openiodm.rooms import Rooms
 
 app = typer.Typer(no_args_is_help=True, help="Who changed what, read from the database itself.")
 

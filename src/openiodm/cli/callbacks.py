@@ -11,7 +11,7 @@ from openiodm.cli.failure import USAGE, Failure
 from openiodm.cli.serve import load_settings
 
 if TYPE_CHECKING:
-    from openiodm.app import Rooms
+    from openiodm.rooms import Rooms
 
 
 def callback_tls(

@@ -11,7 +11,7 @@ from openiodm.cli.failure import USAGE, Failure
 
 if TYPE_CHECKING:
     from openiodm.access.model import Product
-    from openiodm.app import Rooms
+    from openiodm.rooms import Rooms
     from openiodm.settings import Settings
 
 FIRST_APPLICATION = "default"

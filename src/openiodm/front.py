@@ -1,0 +1,193 @@
+"""What answers on one HTTP address: both APIs, the devices' DDI and LwM2M downloads, and the health of the server."""
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from openiodm import __version__
+from openiodm.access.flow import MemoryFlow
+from openiodm.access.model import ApplicationKey, Product
+from openiodm.access.ports import FlowControl
+from openiodm.devices.model import DeviceKey
+from openiodm.http.clients import client_address
+from openiodm.http.routes import Route, api_router, json_response
+from openiodm.northbound.compat import auth as compat_auth
+from openiodm.northbound.compat import credentials as compat_credentials
+from openiodm.northbound.compat import devices as compat_devices
+from openiodm.northbound.compat import groups as compat_groups
+from openiodm.northbound.compat import openapi as compat_openapi
+from openiodm.northbound.compat import packages as compat_packages
+from openiodm.northbound.compat import subscriptions as compat_subscriptions
+from openiodm.northbound.compat import tasks as compat_tasks
+from openiodm.northbound.compat.edge import CompatEdge
+from openiodm.northbound.compat.guard import CompatGuard
+from openiodm.northbound.native import application as native_application
+from openiodm.northbound.native import audit as native_audit
+from openiodm.northbound.native import devices as native_devices
+from openiodm.northbound.native import groups as native_groups
+from openiodm.northbound.native import notices as native_notices
+from openiodm.northbound.native import openapi as native_openapi
+from openiodm.northbound.native import packages as native_packages
+from openiodm.northbound.native import tasks as native_tasks
+from openiodm.northbound.native.edge import NativeEdge
+from openiodm.northbound.native.guard import NativeGuard
+from openiodm.protocols.ddi import codec
+from openiodm.protocols.ddi.server import DdiServer
+from openiodm.protocols.lwm2m.service import Lwm2mService
+from openiodm.protocols.lwm2m.web import PackageSite
+from openiodm.rooms import Rooms, clocks
+from openiodm.storage.access import SharedFlow
+from openiodm.storage.contacts import SqlDeviceDirectory
+from openiodm.storage.work import Work
+
+READY_WITHIN_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Front:
+    """The ASGI application of one address: which API a path belongs to."""
+
+    def __init__(self, rooms: Rooms, *, applications: bool, devices: bool, lwm2m: Lwm2mService | None = None) -> None:
+        self._rooms = rooms
+        self._lwm2m = lwm2m.site if lwm2m is not None and devices else None
+        self._ddi = _ddi(rooms) if devices else None
+        self._trusted_proxies = frozenset(rooms.settings.trusted_proxies)
+        self._compat = self._native = None
+        if applications:
+            settings = rooms.settings
+            self._compat = api_router(
+                compat_routes(rooms),
+                CompatEdge(errors_as_4xx=settings.group_errors_as_4xx),
+                CompatGuard(rooms.access_queries, _flow(rooms, settings.calls_per_minute)),
+            )
+            native = NativeGuard(rooms.access_queries, MemoryFlow(rooms.clock, settings.native_calls_per_minute))
+            self._native = api_router(native_routes(rooms), NativeEdge(), native)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hands the request on."""
+        path: str = scope["path"]
+        if self._ddi is not None and DdiServer.serves(path):
+            await self._ddi(scope, receive, send)
+        elif self._lwm2m is not None and PackageSite.serves(path):
+            await self._lwm2m(scope, receive, send)
+        elif self._native is not None and path.startswith("/api/"):
+            await self._native(self._from_client(scope), receive, send)
+        elif path in ("/healthz", "/readyz"):
+            await self._health(scope, receive, send)
+        elif self._compat is not None:
+            await self._compat(self._from_client(scope), receive, send)
+        else:
+            await json_response({"error": "not found"}, 404)(scope, receive, send)
+
+    @property
+    def downloads(self) -> int:
+        """How many are under way."""
+        return 0 if self._ddi is None else self._ddi.downloads.active
+
+    def api_of(self, path: str) -> str:
+        """ddi, native, health or compat."""
+        if self._ddi is not None and DdiServer.serves(path):
+            return "ddi"
+        if path.startswith("/api/"):
+            return "native"
+        return "health" if path in ("/healthz", "/readyz") else "compat"
+
+    def _from_client(self, scope: Scope) -> Scope:
+        """The scope as if no proxy stood between. DDI looks behind proxies itself: it also needs to know of them."""
+        return {**scope, "client": (client_address(scope, self._trusted_proxies), 0)}
+
+    async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`/healthz`: the process answers. `/readyz`: the database does too, and takes what is written."""
+        if Request(scope).url.path == "/healthz":
+            await json_response({"status": "ok"})(scope, receive, send)
+            return
+        try:
+            await asyncio.wait_for(self._rooms.writer.run(self._empty_write), READY_WITHIN_S)
+            await self._rooms.database.fetchval("SELECT 1")
+        except Exception as error:
+            log.warning("not_ready", error=type(error).__name__)
+            await json_response({"status": "not ready"}, 503)(scope, receive, send)
+            return
+        await json_response({"status": "ready"})(scope, receive, send)
+
+    async def _empty_write(self, work: Work) -> None:
+        """On a full disk reads go on: only a commit that is written shows that reports can be taken."""
+        await work.tx.fetch(self._rooms.database.empty_write)
+
+
+def compat_routes(rooms: Rooms) -> list[Route]:
+    """Every route of the compatible API."""
+    return [
+        *compat_auth.routes(rooms.access),
+        *compat_credentials.routes(rooms.devices, rooms.device_queries),
+        *compat_devices.routes(rooms.devices, rooms.device_queries),
+        *compat_groups.routes(rooms.groups, rooms.group_queries),
+        *compat_packages.routes(rooms.packages, rooms.package_queries),
+        *compat_subscriptions.routes(rooms.subscriptions, rooms.subscription_queries),
+        *compat_tasks.routes(rooms.campaigns, rooms.campaign_queries, rooms.clock),
+    ]
+
+
+def native_routes(rooms: Rooms) -> list[Route]:
+    """Every route of the native API, and those that describe both APIs."""
+    routes = [
+        *native_packages.routes(rooms.packages, rooms.package_queries),
+        *native_devices.routes(rooms.devices, rooms.device_queries),
+        *native_groups.routes(rooms.groups, rooms.group_queries, rooms.device_queries),
+        *native_notices.routes(rooms.subscriptions, rooms.subscription_queries),
+        *native_application.routes(rooms.access, rooms.access_queries),
+        *native_audit.routes(rooms.audit),
+        *native_tasks.routes(rooms.campaigns, rooms.campaign_queries, rooms.clock, clocks(rooms.settings)),
+    ]
+    compat = compat_openapi.compat_document(
+        compat_routes(rooms), __version__, errors_as_4xx=rooms.settings.group_errors_as_4xx
+    )
+    return [*routes, *native_openapi.routes(routes, __version__, native_devices.PATH_SCHEMAS, compat=compat)]
+
+
+def _flow(rooms: Rooms, per_minute: int) -> FlowControl:
+    if rooms.database.engine == "postgresql":
+        return SharedFlow(rooms.database, rooms.clock, per_minute)
+    return MemoryFlow(rooms.clock, per_minute)
+
+
+def _ddi(rooms: Rooms) -> DdiServer:
+    settings = rooms.settings
+    return DdiServer(
+        SqlDeviceDirectory(rooms.database),
+        rooms.campaigns,
+        _DdiDevices(rooms),
+        rooms.files.path,
+        rooms.clock,
+        poll_seconds=settings.poll_interval_s,
+        device_url=settings.device_url,
+        trusted_proxies=frozenset(settings.trusted_proxies),
+    )
+
+
+class _DdiDevices:
+    """The devices room as DDI sees it (`protocols.ddi.server.Devices`)."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    async def self_register(self, application: ApplicationKey, node_id: str, product: Product, address: str) -> object:
+        return await self._rooms.devices.self_register(application, node_id, product, address)
+
+    async def told_attributes(self, device: DeviceKey, mode: str, data: Mapping[str, str | None]) -> None:
+        await self._rooms.told.attributes(device, mode, data)
+
+    async def told_installed(self, device: DeviceKey, name: str, version: str) -> bool:
+        return await self._rooms.told.installed(device, name, version)
+
+    async def set_auto_confirm(self, device: DeviceKey, state: codec.AutoConfirm | None) -> bool:
+        if state is None:
+            return await self._rooms.told.no_auto_confirm(device)
+        return await self._rooms.told.auto_confirm(device, state.initiator, state.remark)
+
+    def seen(self, device: DeviceKey, address: str, *, activated: bool) -> None:
+        self._rooms.last_seen.seen(device, address, activated=activated)

@@ -48,7 +48,7 @@ drills-long: $(DEV) ## the same with up to 100,000 devices (hours; reports go in
 	$(BIN)/python -m tests.drills.kills --kills 50 --devices 20000 --report .drills/kills.md
 	$(BIN)/python -m tests.drills --long --report .drills/faults.md
 
-bench: $(DEV) ## compare with the Python peer on this machine (some ten minutes; ARGS=--quick for two)
+bench: $(DEV) ## compare with the Python peer on this machine (some twelve minutes; ARGS=--quick for two)
 	$(BIN)/python bench/compare.py $(ARGS)
 
 clean: ## remove what was installed, built and cached (./data stays)

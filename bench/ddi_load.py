@@ -9,7 +9,7 @@ or future in between. `ceiling` shows how much that is.
 Modes
   register   GET poll, follow _links.configData, PUT attributes                     (each device once)
   poll       GET --path, round robin over the devices                               (for --duration)
-  feedback   POST "proceeding" to each device's own open action                     (for --duration)
+  feedback   POST "proceeding" to each device's own open action, which it has begun (for --duration)
   cycle      one whole update: poll, deploymentBase, one byte of the artifact,
              proceeding, proceeding, closed/success                                 (each device once)
   download   GET the artifact of each device's open action, --concurrency at once   (--count times)
@@ -382,7 +382,8 @@ class Load:
         return time.perf_counter() - began
 
     def numbers(self) -> range:
-        return range(self.options.first, self.options.first + self.options.devices)
+        first, step = self.options.first, self.options.stride
+        return range(first, first + step * self.options.devices, step)
 
     def mark(self) -> None:
         """The measured part begins here."""
@@ -407,6 +408,10 @@ class Load:
             path = urlsplit(reply.json()["_links"]["deploymentBase"]["href"]).path
             body = feedback(path.rsplit("/", 1)[1], "proceeding", "none", "step")
             requests.append(self.request("POST", f"{path}/feedback", n, body))
+            # The one that begins the attempt is another kind of work: it is not counted.
+            first = await connection.call(requests[-1])
+            if first is None or first.status != 200:
+                sys.exit(f"device {n} was not heard: {first}")
 
         await self.each_device(one)
         return await self.at_rate(requests)
@@ -636,6 +641,7 @@ def arguments() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "--attributes", {"default": '{"hw_boardname":"bench","hw_revision":"1.0","sw_version":"1.0.0"}'}
     yield "--devices", {"type": int, "default": 1}
     yield "--first", {"type": int, "default": 0, "help": "number of the first device"}
+    yield "--stride", {"type": int, "default": 1, "help": "from a device's number to the next one's"}
     yield "--concurrency", {"type": int, "default": 16, "help": "connections"}
     yield "--duration", {"type": float, "default": 10.0, "help": "seconds, 300 at most"}
     yield "--warmup", {"type": float, "default": 0.0, "help": "seconds before them, not counted"}

@@ -18,6 +18,7 @@ STATUSES = ("success", "failed", "wait", "stop", "processing")
 STATUS_WEIGHTS = (90, 5, 2, 2, 1)
 TYPES, MAKERS, MODELS = 20, 50, 500
 BORN = 1_700_000_000_000
+FIRST_PRODUCT = 1001  # a gateway token of the application may have made some before
 
 CAMPAIGN = (
     "id, operation_id, application_id, kind, package_id, product_id, device_type, model, manufacturer_name, "
@@ -54,7 +55,10 @@ class Product:
 
 def products() -> list[Product]:
     """One a model; a maker has ten, a type is made by many."""
-    return [Product(n + 1, f"type-{n % TYPES}", f"model-{n}", f"maker-{n // 10 % MAKERS}") for n in range(MODELS)]
+    return [
+        Product(FIRST_PRODUCT + n, f"type-{n % TYPES}", f"model-{n}", f"maker-{n // 10 % MAKERS}")
+        for n in range(MODELS)
+    ]
 
 
 def device_of(dice: random.Random, application: int, size: Size) -> int:
@@ -67,7 +71,23 @@ def device_of(dice: random.Random, application: int, size: Size) -> int:
 def device_rows(size: Size) -> Rows:
     for n in range(1, size.devices + 1):
         application = (n - 1) % size.applications + 1
-        yield (n, f"dev-{n}", application, f"node-{n}", 1, False, False, False, "{}", False, "{}", 0, 0, 0, 0)
+        yield (
+            n,
+            f"dev-{n}",
+            application,
+            f"node-{n}",
+            FIRST_PRODUCT,
+            False,
+            False,
+            False,
+            "{}",
+            False,
+            "{}",
+            0,
+            0,
+            0,
+            0,
+        )
 
 
 def task_rows(size: Size) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...], list[tuple[Any, ...]]]]:
@@ -103,9 +123,10 @@ async def fill(url: str, size: Size) -> None:
             await tx.execute(
                 "INSERT INTO package (id, file_id, application_id, file_type, name, version, product_id, "
                 "source_versions, extra, sha256, uploaded_at) "
-                "VALUES ($1, $2, $1, 'firmwarePackage', 'n', '2.0', 1, '[]', '{}', 'aa', 0)",
+                "VALUES ($1, $2, $1, 'firmwarePackage', 'n', '2.0', $3, '[]', '{}', 'aa', 0)",
                 n,
                 f"file-{n}",
+                FIRST_PRODUCT,
             )
     await database.close()
     path = sqlite_path(url)

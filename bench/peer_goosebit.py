@@ -9,16 +9,20 @@ what its in-process caches allow.
 """
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 import urllib.parse
 import venv
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from server import BenchError, Server
 
 VERSION = "0.2.12"
 USER = {"username": "bench@bench.local", "password": "bench"}
+SOFTWARE = 20  # what its rollouts in the list are of
+BORN = datetime(2024, 1, 1, tzinfo=UTC)
 LOGGING = """logging:
   version: 1
   handlers:
@@ -76,18 +80,51 @@ class GoosebitServer(Server):
         }
 
     def prepare(self, n_devices: int, artifact: Path) -> None:
+        self.log_in()
+        # One device alone: it otherwise keeps several rows for the same board and answers 500.
+        self.register(0, 1, concurrency=1)
+        self.register(1, n_devices - 1)
+        self.publish(artifact)
+
+    def log_in(self) -> None:
+        """The first user of an empty database, who may do everything."""
         if not self.authorization:
             status, answer = self.call("POST", "/setup", urllib.parse.urlencode(USER).encode())
             token = self.accepted("POST", "/setup", status, answer)["access_token"]
             self.authorization = {"Authorization": f"Bearer {token}"}
-        # One device alone: it otherwise keeps several rows for the same board and answers 500.
-        self.register(0, 1, concurrency=1)
-        self.register(1, n_devices - 1)
+            self.secrets.append(token)
+
+    def publish(self, artifact: Path) -> None:
         self.software = self.upload("PUT", "/api/v1/software", artifact, self.authorization, form="file")["id"]
 
     def offer_to_all(self) -> None:
         rollout = {"name": f"bench-{self.software}", "feed": "default", "software_id": self.software}
         self.ask("PUT", "/api/v1/rollouts", rollout, self.authorization)
+
+    def fill_list(self, rows: int) -> None:
+        database = sqlite3.connect(self.run / "db.sqlite3")
+        with database:
+            database.execute("INSERT INTO hardware (id, model, revision) VALUES (1, 'bench', '1.0')")
+            for n in range(1, SOFTWARE + 1):
+                file = (n, f"file:///bench/{n}.swu", 1_000_000, f"{n:040x}", f"1.{n}.0")
+                database.execute("INSERT INTO software (id, uri, size, hash, version) VALUES (?, ?, ?, ?, ?)", file)
+                database.execute("INSERT INTO software_compatibility (software_id, hardware_id) VALUES (?, 1)", (n,))
+            database.executemany(
+                "INSERT INTO rollout (id, created_at, name, feed, software_id, paused, success_count, failure_count) "
+                "VALUES (?, ?, ?, 'default', ?, 0, 2, 0)",
+                (
+                    (n, (BORN + timedelta(seconds=n)).isoformat(" "), f"rollout {n}", n % SOFTWARE + 1)
+                    for n in range(1, rows + 1)
+                ),
+            )
+            database.execute("ANALYZE")
+        database.close()
+
+    def list_load(self) -> tuple[str, list[str]]:
+        # Its API proper knows no pages and answers with all rollouts; its web pages ask this.
+        order = urllib.parse.urlencode({"order[0][name]": "created_at", "order[0][dir]": "desc"})
+        headers = [f"{name}: {value}" for name, value in self.authorization.items()]
+        return f"/ui/bff/rollouts?start={{n}}00&length=100&{order}", headers
 
     def start(self) -> None:
         self.authorization = {}

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,8 +69,24 @@ class Server(ABC):
         """Devices 0..n-1 registered with their attributes, and the artifact uploaded."""
 
     @abstractmethod
+    def publish(self, artifact: Path) -> None:
+        """Uploads another artifact, after `prepare`; the next `offer_to_all` is of this one."""
+
+    @abstractmethod
     def offer_to_all(self) -> None:
         """Afterwards each device is offered the artifact at its next poll."""
+
+    @abstractmethod
+    def log_in(self) -> None:
+        """As an operator, for what devices may not do; the server runs."""
+
+    @abstractmethod
+    def fill_list(self, rows: int) -> None:
+        """So many finished tasks (goosebit: rollouts) in an empty database; the server is stopped before and after."""
+
+    @abstractmethod
+    def list_load(self) -> tuple[str, list[str]]:
+        """Path of a page of 100 of that list, newest first, {n} being its number; and the headers of who may see it."""
 
     # --- its process ----------------------------------------------------------------------------------------------
     @property
@@ -178,14 +194,17 @@ class Server(ABC):
         finally:
             peer.close()
 
-    def load(self, mode: str, *options: str, may_fail: bool = False) -> dict[str, Any]:
-        """One run of the generator on its own core.
+    def load(
+        self, mode: str, *options: str, path: str = "", headers: Sequence[str] | None = None, may_fail: bool = False
+    ) -> dict[str, Any]:
+        """One run of the generator on its own core; as a device, unless `path` and `headers` say otherwise.
 
         Raises:
             BenchError: anything but 2xx came back.
         """
         command = [sys.executable, str(GENERATOR), mode, "--base", self.base, "--core", str(GENERATOR_CORE)]
-        command += ["--path", self.path, *(word for header in self.headers for word in ("--header", header))]
+        command += ["--path", path or self.path]
+        command += [word for header in (self.headers if headers is None else headers) for word in ("--header", header)]
         if self.process:
             command += ["--pid", str(self.pid)]
         command += options

@@ -86,6 +86,8 @@ def standings(draw: st.DrawFn) -> Standing:
         reports_version=version is not None or draw(st.booleans()),
         auto_confirm=draw(st.sampled_from([False, False, True])),
         attempt_seq=draw(st.integers(0, 3)),
+        sub_operation_id="sub-1",
+        device_id="device-2",
     )
 
 

@@ -49,6 +49,8 @@ class Upgrade:
             reports_version=version is not None,
             auto_confirm=False,
             attempt_seq=0,
+            sub_operation_id="sub-1",
+            device_id="device-2",
         )
         self.states = [UpgradeState.WAIT]
         self.told: list[str] = []

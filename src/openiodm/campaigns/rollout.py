@@ -55,6 +55,9 @@ class Standing(msgspec.Struct, frozen=True):
     reports_version: bool  # has it ever told one of that kind?
     auto_confirm: bool
     attempt_seq: int
+    # what others call them
+    sub_operation_id: str
+    device_id: str
 
 
 PhaseEvent = Literal[UpgradeEvent.DOWNLOAD_STARTED, UpgradeEvent.DOWNLOADED, UpgradeEvent.INSTALL_STARTED]

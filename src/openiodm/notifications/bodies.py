@@ -56,13 +56,12 @@ def has_result(from_state: UpgradeState, to_state: UpgradeState) -> bool:
     return to_state in (S.SUCCESS, S.FAIL, S.TIMEOUT) or (to_state is S.STOP and from_state in GRANTED)
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """An upgrade as its notices show it, read when they are written."""
 
-    kind: CampaignKind
     app_id: str
     operation_id: str
+    kind: CampaignKind
     sub_operation_id: str
     device_id: str
     target_version: str

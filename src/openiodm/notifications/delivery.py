@@ -25,6 +25,7 @@ from openiodm.notifications.window import Window, next_attempt
 
 POLL_S = 0.5  # how late a notice may be that another server wrote
 SETTLE_S = 0.02  # a transaction that says it has written a notice is about to commit
+LOOK_EVERY_S = 0.1  # at most this often, while notices are written all the time
 FLUSH_S = 0.1  # what was delivered is written down this often at most
 LEASE = Millis(6 * SECOND)  # beyond what an attempt may take
 RENEW = Millis(2 * SECOND)
@@ -130,14 +131,16 @@ class Deliverer:
             log.exception("receivers_not_released")  # the leases will run out
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while not self._closing:
+            looked = loop.time()
             try:
                 await self._look()
             except Exception:
                 log.exception("delivery_failed")
             try:
                 await asyncio.wait_for(self._wake.wait(), POLL_S)
-                await asyncio.sleep(SETTLE_S)
+                await asyncio.sleep(max(SETTLE_S, looked + LOOK_EVERY_S - loop.time()))
             except TimeoutError:
                 continue
             finally:

@@ -31,7 +31,8 @@ u.source_version, u.detail, u.error_code, u.started_at, u.finished_at, u.due_at,
 p.source_versions, c.confirmation, c.clocks, c.window_start, c.window_end, k.open,
 CASE WHEN c.kind = 'firmware_upgrade' THEN d.fw_version ELSE d.sw_version END AS version,
 CASE WHEN c.kind = 'firmware_upgrade' THEN d.reports_fw ELSE d.reports_sw END AS reports_version,
-d.auto_confirm IS NOT NULL AS auto_confirm, d.attempt_seq
+d.auto_confirm IS NOT NULL AS auto_confirm, d.attempt_seq, u.public_id AS sub_operation_id,
+d.device_id AS device_public_id
 """
 STANDING_JOINS = """
 JOIN campaign c ON c.id = u.campaign_id
@@ -134,6 +135,8 @@ def standing_of(r: Row, first: int = 0) -> Standing:
         reports_version,
         auto_confirm,
         attempt_seq,
+        sub_operation_id,
+        device_id,
     ) = r[first : first + _STANDING_WIDTH]
     return Standing(
         upgrade=UpgradeKey(upgrade),
@@ -163,6 +166,8 @@ def standing_of(r: Row, first: int = 0) -> Standing:
         reports_version=bool(reports_version),
         auto_confirm=bool(auto_confirm),
         attempt_seq=attempt_seq,
+        sub_operation_id=sub_operation_id,
+        device_id=device_id,
     )
 
 

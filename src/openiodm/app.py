@@ -223,6 +223,14 @@ async def clean_up(rooms: Rooms) -> None:
     await rooms.campaigns.forget_keys()
     await rooms.subscriptions.sweep(rooms.settings.notice_keep_days)
     await _trim_log(rooms)
+    _tell_refused(rooms)
+
+
+def _tell_refused(rooms: Rooms) -> None:
+    """Once in a while, not for each: a flood must not become one of the log."""
+    if refused := rooms.limit.refused:
+        log.warning("requests_refused", **{limit.value: count for limit, count in refused.items()})
+        refused.clear()
 
 
 async def _trim_log(rooms: Rooms) -> None:

@@ -5,15 +5,16 @@ from collections.abc import Mapping
 
 import structlog
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openiodm import __version__
 from openiodm.access.flow import MemoryFlow
 from openiodm.access.model import ApplicationKey, Product
 from openiodm.access.ports import FlowControl
 from openiodm.devices.model import DeviceKey
+from openiodm.errors import Reason, Refusal
 from openiodm.http.clients import client_address
-from openiodm.http.routes import Route, api_router, json_response
+from openiodm.http.routes import Edge, Route, api_router, json_response
 from openiodm.northbound.compat import auth as compat_auth
 from openiodm.northbound.compat import credentials as compat_credentials
 from openiodm.northbound.compat import devices as compat_devices
@@ -57,15 +58,15 @@ class Front:
         self._ddi = _ddi(rooms) if devices else None
         self._trusted_proxies = frozenset(rooms.settings.trusted_proxies)
         self._compat = self._native = None
+        self._compat_edge = CompatEdge(errors_as_4xx=rooms.settings.group_errors_as_4xx)
+        self._native_edge = NativeEdge()
+        self._looking: asyncio.Task[bool] | None = None
         if applications:
             settings = rooms.settings
-            self._compat = api_router(
-                compat_routes(rooms),
-                CompatEdge(errors_as_4xx=settings.group_errors_as_4xx),
-                CompatGuard(rooms.access_queries, _flow(rooms, settings.calls_per_minute)),
-            )
+            compat = CompatGuard(rooms.access_queries, _flow(rooms, settings.calls_per_minute))
+            self._compat = api_router(compat_routes(rooms), self._compat_edge, compat)
             native = NativeGuard(rooms.access_queries, MemoryFlow(rooms.clock, settings.native_calls_per_minute))
-            self._native = api_router(native_routes(rooms), NativeEdge(), native)
+            self._native = api_router(native_routes(rooms), self._native_edge, native)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hands the request on."""
@@ -75,11 +76,11 @@ class Front:
         elif self._lwm2m is not None and PackageSite.serves(path):
             await self._lwm2m(scope, receive, send)
         elif self._native is not None and path.startswith("/api/"):
-            await self._native(self._from_client(scope), receive, send)
+            await self._api(self._native, self._native_edge, scope, receive, send)
         elif path in ("/healthz", "/readyz"):
             await self._health(scope, receive, send)
         elif self._compat is not None:
-            await self._compat(self._from_client(scope), receive, send)
+            await self._api(self._compat, self._compat_edge, scope, receive, send)
         else:
             await json_response({"error": "not found"}, 404)(scope, receive, send)
 
@@ -96,23 +97,40 @@ class Front:
             return "native"
         return "health" if path in ("/healthz", "/readyz") else "compat"
 
-    def _from_client(self, scope: Scope) -> Scope:
-        """The scope as if no proxy stood between. DDI looks behind proxies itself: it also needs to know of them."""
-        return {**scope, "client": (client_address(scope, self._trusted_proxies), 0)}
+    async def _api(self, api: ASGIApp, edge: Edge, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hands a request of an application on as if no proxy stood between, unless its address asks too much.
+
+        DDI looks behind proxies itself: it also needs to know of them.
+        """
+        address = client_address(scope, self._trusted_proxies)
+        scope = {**scope, "client": (address, 0)}
+        turn = self._rooms.limit.address(address)
+        if turn.refused:
+            await edge.refusal(Refusal(Reason.THROTTLED, turn.why), Request(scope))(scope, receive, send)
+            return
+        await api(scope, receive, send)
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`/healthz`: the process answers. `/readyz`: the database does too, and takes what is written."""
         if Request(scope).url.path == "/healthz":
             await json_response({"status": "ok"})(scope, receive, send)
             return
+        # Nobody needs a token to ask: however many do, one look is under way.
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name="readiness")
+        if await asyncio.shield(self._looking):
+            await json_response({"status": "ready"})(scope, receive, send)
+        else:
+            await json_response({"status": "not ready"}, 503)(scope, receive, send)
+
+    async def _look(self) -> bool:
         try:
             await asyncio.wait_for(self._rooms.writer.run(self._empty_write), READY_WITHIN_S)
             await self._rooms.database.fetchval("SELECT 1")
         except Exception as error:
             log.warning("not_ready", error=type(error).__name__)
-            await json_response({"status": "not ready"}, 503)(scope, receive, send)
-            return
-        await json_response({"status": "ready"})(scope, receive, send)
+            return False
+        return True
 
     async def _empty_write(self, work: Work) -> None:
         """On a full disk reads go on: only a commit that is written shows that reports can be taken."""
@@ -163,6 +181,7 @@ def _ddi(rooms: Rooms) -> DdiServer:
         _DdiDevices(rooms),
         rooms.files.path,
         rooms.clock,
+        rooms.limit,
         poll_seconds=settings.poll_interval_s,
         device_url=settings.device_url,
         trusted_proxies=frozenset(settings.trusted_proxies),

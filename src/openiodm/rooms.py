@@ -14,6 +14,7 @@ from openiodm.access.commands import AccessCommands
 from openiodm.access.login_limit import LoginLimit
 from openiodm.access.model import TokenLives
 from openiodm.access.queries import AccessQueries
+from openiodm.access.request_limit import RequestLimit
 from openiodm.campaigns import jobs as campaign_jobs
 from openiodm.campaigns.commands import CampaignCommands
 from openiodm.campaigns.model import Clocks
@@ -109,6 +110,7 @@ class Rooms:
     last_seen: LastSeen
     files: FileStore
     scheduler: Scheduler
+    limit: RequestLimit
 
 
 class _Alone:
@@ -211,6 +213,12 @@ def _build(
         last_seen=LastSeen(_Alone(writer), clock, settings.last_seen_flush_s),
         files=files,
         scheduler=scheduler,
+        limit=RequestLimit(
+            clock,
+            per_address=settings.address_requests_per_minute,
+            per_device=settings.device_requests_per_minute,
+            failures_per_address=settings.credential_failures_per_minute,
+        ),
     )
 
 

@@ -85,6 +85,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     native_calls_per_minute: Annotated[int, Meta(ge=0)] = 6000
     """Flow control of the native API, per application; 0 = off."""
 
+    address_requests_per_minute: Annotated[int, Meta(ge=0)] = 120_000
+    """Requests from one address, whoever sends them; 0 = off."""
+    device_requests_per_minute: Annotated[int, Meta(ge=0)] = 600
+    """Requests of one device; ten for the bytes of a package count as one; 0 = off."""
+    credential_failures_per_minute: Annotated[int, Meta(ge=0)] = 600
+    """Wrong credentials of devices from one address before further unknown ones are refused; 0 = off."""
     login_failures_per_minute: Annotated[int, Meta(ge=0)] = 10
     """Wrong secrets a minute, for an application and from an address, before further ones are refused; 0 = off."""
     audit_days: Annotated[int, Meta(ge=0, le=36_500)] = 365

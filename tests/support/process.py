@@ -32,6 +32,7 @@ class Server:
             "OPENIODM_LISTEN": f"127.0.0.1:{port}",
             "OPENIODM_LOG_LEVEL": "warning",
             "OPENIODM_CALLS_PER_MINUTE": "0",
+            "OPENIODM_ADDRESS_REQUESTS_PER_MINUTE": "0",  # every simulated device has the same
             "OPENIODM_LAST_SEEN_FLUSH_S": "1",
             **{f"OPENIODM_{name.upper()}": value for name, value in settings.items()},
         }

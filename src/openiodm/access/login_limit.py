@@ -11,6 +11,7 @@ statement. What is remembered is bounded; what was used longest ago goes first.
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from openiodm.access.flow import PERIOD_MS
@@ -50,7 +51,7 @@ class LoginLimit:
         if self._per_minute == 0:
             yield
             return
-        pair = (app_id[:KEY_CHARS], _network(address))
+        pair = (app_id[:KEY_CHARS], network_of(address))
         keys = [pair] if pair in self._known else [("", pair[1]), (pair[0], "")]
         if any(self._is_over(key) for key in keys):
             raise Refusal(Reason.THROTTLED, f"more than {self._per_minute} wrong secrets a minute")
@@ -84,7 +85,9 @@ class LoginLimit:
                 self._clear_at.popitem(last=False)
 
 
-def _network(address: str) -> str:
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """What an address is counted as: itself, or the network of an IPv6 subscriber. Another text is cut."""
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -1,11 +1,12 @@
 """hawkBit's Direct Device Integration API, version 1: the sixteen operations, as one ASGI application.
 
-Order of checks for every request: path (404), method (405), credential (401), device (404), media types (406, 415),
-body (400). A poll that changes nothing costs one indexed read and no write.
+Order of checks for every request: path (404), method (405), limits (429), credential (401), device (404), media types
+(406, 415), body (400). A poll that changes nothing costs one indexed read and no write.
 """
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +16,12 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from openiodm.access.model import ApplicationKey, Product, hash_authority, hash_secret
+from openiodm.access.request_limit import Asks, RequestLimit
 from openiodm.campaigns.model import LogEntry, UpgradeKey
 from openiodm.campaigns.reports import Outcome
 from openiodm.campaigns.rollout import Answer, Contact, Progress, What, asks_confirmation, offers_bytes, wants_contact
 from openiodm.campaigns.states import FINAL, UpgradeEvent, UpgradeState
-from openiodm.clock import Clock, Instant
+from openiodm.clock import SECOND, Clock, Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.errors import Reason, Refusal
 from openiodm.http.clients import client_address, peer_of
@@ -101,11 +103,14 @@ class _Caller:
 class _Answer(Exception):
     """Ends a request early with an error answer."""
 
-    def __init__(self, status: int, code: ErrorCode | None = None, message: str = "") -> None:
+    def __init__(
+        self, status: int, code: ErrorCode | None = None, message: str = "", *, retry_after_s: int = 0
+    ) -> None:
         super().__init__(status)
         self.status = status
         self.code = code
         self.message = message
+        self.retry_after_s = retry_after_s
 
 
 def _not_found(message: str) -> _Answer:
@@ -125,6 +130,7 @@ class DdiServer:
         devices: Devices,
         path_of: Callable[[str], Path],
         clock: Clock,
+        limit: RequestLimit,
         *,
         poll_seconds: int,
         device_url: str = "",
@@ -136,6 +142,7 @@ class DdiServer:
         self._path_of = path_of
         self.downloads = Downloads()
         self._clock = clock
+        self._limit = limit
         self._poll_seconds = poll_seconds
         self._device_url = device_url.rstrip("/")
         self._trusted_proxies = trusted_proxies
@@ -208,23 +215,40 @@ class DdiServer:
             return
         if NO_TEXT in request.node_id or "\0" in request.node_id:
             raise _Answer(400, ErrorCode.CONSTRAINT_VIOLATION, "the controller id is no text")
-        contacted = await self._authenticate(request)
+        shown = tuple(_credentials(request))
+        sender = hash((request.tenant.lower(), request.node_id, shown))
+        await self._its_turn(request, sender, handler)
+        contacted = await self._authenticate(request, shown)
+        if contacted is None:
+            self._limit.failed(request.address, sender)
+            raise _Answer(401)
+        self._limit.accepted(sender)
         if contacted.device is None:
             if handler not in (DdiServer._poll, DdiServer._confirmation_status):
                 raise _not_found(f"there is no target {request.node_id}")
-            contacted = await self._first_contact(request, contacted)
+            contacted = await self._first_contact(request, contacted, shown)
         assert contacted.device is not None
         self._devices.seen(contacted.device.key, request.address, activated=contacted.device.activated)
         await handler(self, request, _Caller(contacted, contacted.device))
 
-    async def _authenticate(self, request: _Request) -> Contacted:
-        for credential, token_hash in _credentials(request):
+    async def _its_turn(self, request: _Request, sender: Hashable, handler: "Handler") -> None:
+        """Waits for it, or refuses; the database has not been asked yet."""
+        turn = self._limit.device(request.address, sender, _ASKS.get(handler, Asks.ANYTHING))
+        if turn.refused:
+            raise _Answer(429, None, turn.why, retry_after_s=turn.retry_after_s)
+        if turn.wait:
+            await asyncio.sleep(turn.wait / SECOND)
+
+    async def _authenticate(self, request: _Request, shown: Sequence[tuple[Credential, str]]) -> Contacted | None:
+        for credential, token_hash in shown:
             contacted = await self._directory.contact(credential, token_hash, request.node_id)
             if contacted is not None and request.tenant.lower() in (DEFAULT_TENANT, contacted.app_id.lower()):
                 return contacted
-        raise _Answer(401)
+        return None
 
-    async def _first_contact(self, request: _Request, contacted: Contacted) -> Contacted:
+    async def _first_contact(
+        self, request: _Request, contacted: Contacted, shown: Sequence[tuple[Credential, str]]
+    ) -> Contacted:
         """A gateway token speaks for it: it is registered now. Many first contacts at once agree on one row."""
         assert contacted.gateway_product is not None
         if not 0 < len(request.node_id) <= MAX_CONTROLLER_ID:
@@ -234,7 +258,10 @@ class DdiServer:
         await self._devices.self_register(
             contacted.application, request.node_id, contacted.gateway_product, request.address
         )
-        return await self._authenticate(request)
+        again = await self._authenticate(request, shown)
+        if again is None:
+            raise _Answer(401)
+        return again
 
     async def _granted(self, caller: _Caller, now: Instant) -> Contacted:
         """The caller after its turn, if it is due one: the grant is committed before it is told."""
@@ -462,6 +489,12 @@ _FEEDBACK: dict[str, dict[str, Handler]] = {
     "cancelAction": {"POST": DdiServer._cancel_feedback},
     "confirmationBase": {"POST": DdiServer._confirmation_feedback},
 }
+_ASKS: dict[Handler, Asks] = {
+    DdiServer._feedback: Asks.TO_REPORT,
+    DdiServer._cancel_feedback: Asks.TO_REPORT,
+    DdiServer._confirmation_feedback: Asks.TO_REPORT,
+    DdiServer._artifact: Asks.BYTES,
+}
 
 
 def _operations(path: tuple[str, ...]) -> dict[str, Handler] | None:
@@ -553,7 +586,8 @@ async def _error(request: _Request, answer: _Answer) -> None:
         await _reply(request, answer.status)
         return
     error = answers.ErrorBody(error_code=answer.code, message=answer.message)
-    await _reply(request, answer.status, answers.encode_error(error, Media.JSON), Media.JSON.content_type)
+    headers = {"retry-after": str(answer.retry_after_s)} if answer.retry_after_s else None
+    await _reply(request, answer.status, answers.encode_error(error, Media.JSON), Media.JSON.content_type, headers)
 
 
 def _refused(refusal: Refusal) -> _Answer:

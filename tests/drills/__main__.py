@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.drills import crowds, devices, faults, hostile
+from tests.drills import crowds, devices, faults, floods, hostile
 from tests.drills.world import Report
 
 BOTH = ("sqlite", "postgresql")
@@ -65,6 +65,13 @@ DRILLS = (
         {"devices": (10_000, 100_000), "within": (10.0, 10.0)},
     ),
     Drill("D15", "the disk is full in mid-campaign", faults.disk_full, ("sqlite",), {"devices": (500, 5000)}),
+    Drill(
+        "D16",
+        "ten times the limit from one address, one application, one device",
+        floods.noisy,
+        BOTH,
+        {"address_per_minute": (12_000, 12_000), "rounds": (3, 10), "seconds": (3.0, 6.0)},
+    ),
     Drill(
         "D17",
         "slow and endless requests, slow readers, range and zip bombs",

@@ -36,6 +36,7 @@ from openiodm.storage.overview import overview
 from openiodm.storage.sqlite import ServerLock
 from openiodm.storage.writer import Lane
 from openiodm.tls import ServerTls
+from openiodm.workers import ALONE, Worker
 
 CLOCK_SWEEP_S = 1.0
 CLOCK_SWEEP_DEVICES = 500  # whose phase clock ran out, handled at once
@@ -62,34 +63,62 @@ class _Lwm2mDevices:
 
 
 @asynccontextmanager
-async def running(settings: Settings, started: Callable[[Rooms], Any] | None = None) -> AsyncIterator[Rooms]:
+async def running(
+    settings: Settings, started: Callable[[Rooms], Any] | None = None, worker: Worker = ALONE
+) -> AsyncIterator[Rooms]:
     """A whole server between enter and exit: listeners open, everything working.
 
     Raises:
         StartError: an address is taken, or another server owns the database file.
     """
     split = bool(settings.device_listen)
-    addresses = [address_of(settings), *([address_of(settings, "device_")] if split else [])]
-    measuring = [_metrics_address(settings)] if settings.metrics_listen else []
+    addresses = _addresses(settings)
+    measuring = _metrics_addresses(settings)[worker.number - 1 : worker.number]
     # Before anything is begun: a wrong start changes nothing.
-    with _owned(settings), bound([*addresses, *measuring]) as sockets:
+    with _owned(settings), bound([*addresses, *measuring], shared=worker.of > 1) as sockets:
         tls = [address.tls for address in addresses if address.tls is not None]
         async with open_rooms(settings) as rooms, _background(rooms, tls):
             lwm2m = lwm2m_service(rooms)
             fronts = [Front(rooms, applications=True, devices=not split, lwm2m=lwm2m)]
             if split:
                 fronts.append(Front(rooms, applications=False, devices=True, lwm2m=lwm2m))
-            async with _measured(rooms, fronts) as (apps, more):
+            async with _measured(rooms, fronts, measuring) as (apps, more):
                 at = zip(apps, addresses, strict=True)
                 listeners = [listener(app, address, settings.shutdown_grace_s) for app, address in at]
-                async with _lwm2m(lwm2m), listening([*listeners, *more], sockets):
+                async with _lwm2m(lwm2m if worker.first else None), listening([*listeners, *more], sockets):
                     if started is not None:
                         await started(rooms)
                     yield rooms
 
 
+def _addresses(settings: Settings) -> list[Address]:
+    return [address_of(settings), *([address_of(settings, "device_")] if settings.device_listen else [])]
+
+
+def _metrics_addresses(settings: Settings) -> list[Address]:
+    """One for each worker, since what Prometheus asks at one address must come from one process."""
+    if not settings.metrics_listen:
+        return []
+    host, port = host_port(settings.metrics_listen, "metrics_listen")
+    return [Address(host, port + n, None) for n in range(settings.workers)]
+
+
+def check_addresses(settings: Settings) -> None:
+    """For workers, whose sockets would join those of another server of the same user.
+
+    Raises:
+        StartError: an address is taken.
+    """
+    with bound([*_addresses(settings), *_metrics_addresses(settings)]):
+        pass
+
+
 def lwm2m_service(rooms: Rooms) -> Lwm2mService | None:
-    """LwM2M as the settings have it; None when no port of it is to be opened."""
+    """LwM2M as the settings have it; None when no port of it is to be opened.
+
+    Of several workers the first has the ports, and all have the downloads over HTTP: a DTLS association and a transfer
+    by blocks live in one process, and the kernel would deal a device's datagrams out anew whenever a worker ends.
+    """
     settings = rooms.settings
     plain = host_port(settings.coap_listen, "coap_listen") if settings.coap_listen else None
     secure = host_port(settings.coaps_listen, "coaps_listen") if settings.coaps_listen else None
@@ -125,15 +154,12 @@ async def _lwm2m(service: Lwm2mService | None) -> AsyncIterator[None]:
         await service.close()
 
 
-def _metrics_address(settings: Settings) -> Address:
-    return Address(*host_port(settings.metrics_listen, "metrics_listen"), None)
-
-
 @asynccontextmanager
-async def _measured(rooms: Rooms, fronts: Sequence[Front]) -> AsyncIterator[tuple[Sequence[ASGIApp], list[Listener]]]:
+async def _measured(
+    rooms: Rooms, fronts: Sequence[Front], addresses: Sequence[Address]
+) -> AsyncIterator[tuple[Sequence[ASGIApp], list[Listener]]]:
     """The fronts, with their answers counted, and the listener that tells Prometheus; as they are, if nobody asks."""
-    settings = rooms.settings
-    if not settings.metrics_listen:
+    if not addresses:
         yield fronts, []
         return
     metrics = Metrics(__version__)
@@ -149,7 +175,8 @@ async def _measured(rooms: Rooms, fronts: Sequence[Front]) -> AsyncIterator[tupl
     periodic.start()
     try:
         apps = [Measured(front, metrics, front.api_of) for front in fronts]
-        yield apps, [listener(Exposition(metrics, refresh), _metrics_address(settings), settings.shutdown_grace_s)]
+        told = Exposition(metrics, refresh)
+        yield apps, [listener(told, address, rooms.settings.shutdown_grace_s) for address in addresses]
     finally:
         await periodic.close()
 
@@ -240,14 +267,18 @@ async def _trim_log(rooms: Rooms) -> None:
         continue
 
 
-async def serve(settings: Settings, started: Callable[[Rooms], Any] | None = None) -> None:
-    """Runs a server until SIGINT or SIGTERM, then answers what it has taken and ends."""
+async def serve(settings: Settings, started: Callable[[Rooms], Any] | None = None, worker: Worker = ALONE) -> None:
+    """Runs a server until SIGINT, SIGTERM or the end of its parent, then answers what it has taken and ends."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings, started):
+    if worker.parent is not None:
+        loop.add_reader(worker.parent, stop.set)
+    async with running(settings, started, worker):
         log.info("started", listen=settings.url, device_listen=settings.url_for_devices)
         await stop.wait()
+        if worker.parent is not None:
+            loop.remove_reader(worker.parent)  # it would be called without end
         log.info("stopping")

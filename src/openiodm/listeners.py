@@ -137,20 +137,25 @@ async def listening(listeners: Sequence[Listener], sockets: Sequence[socket.sock
 
 
 @contextmanager
-def bound(addresses: Sequence[Address]) -> Iterator[list[socket.socket]]:
+def bound(addresses: Sequence[Address], *, shared: bool = False) -> Iterator[list[socket.socket]]:
     """A socket at each address, in order; nobody can connect before one listens.
+
+    `shared`: with other processes of ours, each with a queue of its own, to which the kernel deals connections out.
+    Devices keep theirs for long, and one queue for all would give most of them to whoever happens to be idle.
 
     Raises:
         StartError: an address is taken.
     """
     with ExitStack() as stack:
-        yield [stack.enter_context(_bind(address.host, address.port)) for address in addresses]
+        yield [stack.enter_context(_bind(address.host, address.port, shared)) for address in addresses]
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind((host, port))
     except OSError as error:

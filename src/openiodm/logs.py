@@ -72,7 +72,7 @@ def configure(level: str, log_format: str) -> None:
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(stderr),
+        logger_factory=structlog.WriteLoggerFactory(stderr),  # a line in one piece: workers share the stream
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stderr)

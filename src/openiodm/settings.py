@@ -38,7 +38,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     device_listen: str = ""
     """HOST:PORT for devices alone: then `listen` serves no device and this address no application."""
     metrics_listen: str = ""
-    """HOST:PORT of `GET /metrics` for Prometheus, without a token: not for the public; empty: nothing is measured."""
+    """HOST:PORT of `GET /metrics` for Prometheus, without a token: not for the public; empty: nothing is measured. Each
+    further worker has the next port."""
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Server processes on the same addresses, with a parent that starts them again; more than one needs PostgreSQL."""
     device_url: str = ""
     """Base URL that devices reach us at, for the links they are given; empty: as they addressed us."""
     trusted_proxies: tuple[str, ...] = ()
@@ -275,6 +278,8 @@ def _check(settings: Settings) -> None:
         address = host_port(settings.device_listen, "device_listen")
         if address == host_port(settings.listen, "listen"):
             raise SettingsError("device_listen: it is `listen`; leave it out, and both are served there")
+    if settings.workers > 1:
+        _check_workers(settings)
     _check_tls(settings, "")
     _check_tls(settings, "device_")
     for name, scheme in (("coap", "coap://"), ("coaps", "coaps://")):
@@ -301,6 +306,22 @@ def _check(settings: Settings) -> None:
             raise SettingsError(f"trusted_proxies: expected IP addresses, got {proxy!r}") from error
     if settings.device_url and not settings.device_url.startswith(("http://", "https://")):
         raise SettingsError("device_url: expected http://... or https://...")
+
+
+def _check_workers(settings: Settings) -> None:
+    if settings.database_url.startswith("sqlite:"):
+        raise SettingsError(
+            f"workers: {settings.workers} need PostgreSQL (`database`): a SQLite file takes one writer at a time"
+        )
+    for name in ("listen", "device_listen", "metrics_listen"):
+        address = getattr(settings, name)
+        if not address:
+            continue
+        port = host_port(address, name)[1]
+        if port == 0:
+            raise SettingsError(f"{name}: workers need a port that they can share, not 0")
+        if name == "metrics_listen" and port + settings.workers - 1 > 65_535:
+            raise SettingsError(f"{name}: there are not {settings.workers} ports from {port} on, one for each worker")
 
 
 def _check_tls(settings: Settings, prefix: str) -> None:

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 
-from openiodm.app import expire_due
+from openiodm.app import expire_due, lwm2m_service
 from openiodm.campaigns import texts
 from openiodm.campaigns.model import CampaignKind, Clocks, NewCampaign, Policy, Target, Upgrade
 from openiodm.campaigns.reports import Outcome
@@ -84,14 +84,16 @@ async def test_firmware_by_http(database_url: str, tmp_path: Path) -> None:
     async with build_field(database_url, tmp_path, device_url="https://ota.example") as field:
         (device_id,) = await field.register("n1")
         device = field.device("n1", behaviour={"protocols": (3,)})
-        front = Front(field.world.rooms, applications=False, devices=True, lwm2m=field.service)
-        transport = httpx.ASGITransport(front)  # type: ignore[arg-type]
-        urls = []
-        async with httpx.AsyncClient(transport=transport, base_url="https://ota.example") as http:
+        rooms, urls = field.world.rooms, []
+        beside = lwm2m_service(rooms)  # as another worker has it: without the ports and what comes by them
+        assert beside is not None
+        fronts = [Front(rooms, applications=False, devices=True, lwm2m=s) for s in (field.service, beside)]
+        clients = [httpx.AsyncClient(transport=httpx.ASGITransport(front)) for front in fronts]  # type: ignore[arg-type]
+        async with clients[0] as http, clients[1] as other:
 
             async def get(url: str) -> bytes:
                 urls.append(url)
-                first = await http.get(url, headers={"Range": "bytes=0-999"})
+                first = await other.get(url, headers={"Range": "bytes=0-999"})
                 rest = await http.get(url, headers={"Range": "bytes=1000-"})
                 assert (first.status_code, rest.status_code) == (206, 206)
                 return first.content + rest.content
@@ -103,9 +105,11 @@ async def test_firmware_by_http(database_url: str, tmp_path: Path) -> None:
             assert await field.history(task, "n1") == ALL_THE_WAY
             assert device.record.digests == [digest()]
             assert urls[0].startswith("https://ota.example/lwm2m/fw-")
-            assert (await http.get(urls[0])).status_code == 404  # law 7: the attempt has ended
-            assert (await http.get(urls[0].rpartition("-")[0] + "-99")).status_code == 404
-            assert (await http.post(urls[0])).status_code == 405
+            for each in clients:
+                assert (await each.get(urls[0])).status_code == 404  # law 7: the attempt has ended
+                assert (await each.get(urls[0].rpartition("-")[0] + "-99")).status_code == 404
+                assert (await each.get(f"https://ota.example/lwm2m/fw-{'0' * 14}-1")).status_code == 404
+                assert (await each.post(urls[0])).status_code == 405
 
 
 async def test_software_by_pcp(either: Field) -> None:

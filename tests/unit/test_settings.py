@@ -15,6 +15,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "listen": ('"[::1]:9000"', "[::1]:9000", "[::1]:9000"),
     "device_listen": ('"0.0.0.0:9001"', "0.0.0.0:9001", "0.0.0.0:9001"),
     "metrics_listen": ('"[::1]:9464"', "[::1]:9464", "[::1]:9464"),
+    "workers": ("3", "3", 3),
     "device_url": ('"https://ota.example"', "https://ota.example", "https://ota.example"),
     "trusted_proxies": ('["10.0.0.1", "::1"]', "10.0.0.1, ::1", ("10.0.0.1", "::1")),
     "tls_certificate": ('"c.pem"', "c.pem", "c.pem"),
@@ -82,6 +83,7 @@ TLS_BESIDE = {
 }
 BESIDE: dict[str, dict[str, str]] = {
     **TLS_BESIDE,
+    "workers": {"database": "postgresql://h/d"},
     "device_tls_certificate": {"device_listen": "h:1"},
     **{
         f"device_{name}": {"device_listen": "h:1", **{f"device_{n}": v for n, v in beside.items()}}
@@ -95,6 +97,7 @@ NONSENSE: dict[str, list[str]] = {
     "listen": ["", "localhost", ":8743", "localhost:http", "localhost:65536", "localhost:-1", "8743"],
     "metrics_listen": ["localhost", ":1", "h:99999"],
     "device_listen": ["localhost", ":1", "h:99999", "127.0.0.1:8743"],  # the last is what `listen` is
+    "workers": ["0", "65", "2"],  # the last is for PostgreSQL
     "device_url": ["ota.example", "ftp://ota.example"],
     "trusted_proxies": ["proxy.example", "10.0.0.0/8", "10.0.0.1 10.0.0.2"],
     "coap_listen": ["localhost", ":5683", "h:coap"],
@@ -223,6 +226,16 @@ def test_a_device_is_abnormal_before_it_is_offline() -> None:
     said = refusal(environ={"OPENIODM_DEVICE_ABNORMAL_AFTER_S": "60", "OPENIODM_DEVICE_OFFLINE_AFTER_S": "60"})
     assert "device_offline_after_s" in said
     assert "device_abnormal_after_s" in said
+
+
+@pytest.mark.parametrize(
+    "given", [{"listen": "h:0"}, {"device_listen": "h:0"}, {"metrics_listen": "h:0"}, {"metrics_listen": "h:65534"}]
+)
+def test_workers_need_ports_that_they_can_share_and_one_each_for_metrics(given: dict[str, str]) -> None:
+    database = "postgresql://h/d"
+    assert next(iter(given)) in refusal(environ={}, database=database, workers=3, **given)
+    assert load(environ={}, database=database, **given).workers == 1
+    assert load(environ={}, database=database, workers=3, metrics_listen="h:65533").workers == 3
 
 
 @pytest.mark.parametrize("prefix", ["", "device_"])

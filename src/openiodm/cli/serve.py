@@ -1,6 +1,8 @@
 """`openiodm serve`: the server, and what its very first start shows."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from openiodm.access.model import Product
     from openiodm.rooms import Rooms
     from openiodm.settings import Settings
+    from openiodm.workers import Worker
 
 FIRST_APPLICATION = "default"
 
@@ -72,6 +75,9 @@ def serve(
         str | None,
         typer.Option("--tls", metavar="CERT,KEY", help="PEM files: answer --listen over TLS (1.2 or 1.3) alone."),
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="So many processes; more than 1 needs PostgreSQL.")
+    ] = None,
     device_type: Annotated[
         str | None, typer.Option("--device-type", help="At the first start: make a gateway token for this product.")
     ] = None,
@@ -92,24 +98,62 @@ def serve(
         device_listen=device_listen,
         tls_certificate=certificate or None,
         tls_key=None if tls is None else key,
+        workers=workers,
     )
     product = product_of(device_type, model, manufacturer)
 
-    import uvloop
-
-    from openiodm import app, logs
+    from openiodm import logs
+    from openiodm.workers import ALONE
 
     logs.configure(settings.log_level, settings.log_format)
+    if settings.workers == 1:
+        _run(settings, product, ALONE, lambda: None)
+    else:
+        raise typer.Exit(_supervise(settings, product))
+
+
+def _supervise(settings: "Settings", product: "Product | None") -> int:
+    """Runs the workers; the exit status."""
+    from openiodm import app
+    from openiodm.workers import Supervisor
+
+    try:
+        app.check_addresses(settings)
+    except app.StartError as error:
+        raise Failure(str(error), USAGE) from error
+
+    def serve_as(worker: "Worker", serving: Callable[[], None]) -> int:
+        try:
+            _run(settings, product, worker, serving)
+        except Failure as failure:
+            print(f"openiodm: {failure}", file=sys.stderr)
+            return failure.code
+        return 0
+
+    return Supervisor(serve_as, settings.workers, grace_s=settings.shutdown_grace_s, hopeless=USAGE).run()
+
+
+def _run(settings: "Settings", product: "Product | None", worker: "Worker", serving: Callable[[], None]) -> None:
+    """Serves in this process until it is told to stop; calls `serving` when it does.
+
+    Raises:
+        Failure: it cannot start; the message says why.
+    """
+    import uvloop
+
+    from openiodm import app
 
     begun = False
 
     async def started(rooms: "Rooms") -> None:
         nonlocal begun
-        await _first_start(rooms, settings, product)
+        if worker.first:
+            await _first_start(rooms, settings, product)
         begun = True
+        serving()
 
     try:
-        uvloop.run(app.serve(settings, started))
+        uvloop.run(app.serve(settings, started, worker))
     except app.StartError as error:
         raise Failure(str(error), USAGE) from error
     except database_errors() as error:

@@ -170,6 +170,10 @@ class Registrations(Protocol):
         """The one of that location, unless the device was deleted or its application frozen."""
         ...
 
+    async def of_token(self, token: str) -> KeptRegistration | None:
+        """The one whose device has that token, as `at`."""
+        ...
+
     async def after(self, device: DeviceKey, limit: int) -> Sequence[KeptRegistration]:
         """Those that have not ended, by rising device beyond `device`."""
         ...

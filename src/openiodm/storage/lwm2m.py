@@ -40,10 +40,11 @@ r.binding, r.links, r.speaks_pcp, r.registered_at, d.last_seen_at, d.attempt_seq
 d.activated_at IS NOT NULL AS activated
 """
 _FROM = "FROM lwm2m_registration r JOIN device d ON d.id = r.device_id AND d.deleted_at IS NULL"
-_AT = f"""
-SELECT {_COLUMNS} {_FROM} JOIN application a ON a.id = d.application_id
-WHERE r.location = $1 AND r.ended_at IS NULL AND {_LIVE}
+_LIVE_ONE = f"""
+SELECT {_COLUMNS} {_FROM} JOIN application a ON a.id = d.application_id WHERE r.ended_at IS NULL AND {_LIVE}
 """
+_AT = f"{_LIVE_ONE} AND r.location = $1"
+_OF_TOKEN = f"{_LIVE_ONE} AND r.token = $1"
 _AFTER = f"SELECT {_COLUMNS} {_FROM} WHERE r.device_id > $1 AND r.ended_at IS NULL ORDER BY r.device_id LIMIT $2"
 _OF = f"SELECT {_COLUMNS} {_FROM} WHERE r.device_id = $1"
 _LOCK_DEVICE = "SELECT id FROM device WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE"
@@ -152,6 +153,11 @@ class SqlRegistrations:
     async def at(self, location: str) -> KeptRegistration | None:
         """See the port."""
         row = await self._db.fetchrow(_AT, location)
+        return None if row is None else _kept(row)
+
+    async def of_token(self, token: str) -> KeptRegistration | None:
+        """See the port."""
+        row = await self._db.fetchrow(_OF_TOKEN, token)
         return None if row is None else _kept(row)
 
     async def after(self, device: DeviceKey, limit: int) -> Sequence[KeptRegistration]:

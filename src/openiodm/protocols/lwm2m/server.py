@@ -95,6 +95,13 @@ class Lwm2mServer:
             self._activated.add(kept.device)
         return Client(kept, _links_of(kept.links), heard_at)
 
+    async def client_of(self, seed: bytes) -> Client | None:
+        """The one that the packages of that seed are for; by its row where another server has its registration."""
+        client = self._clients.of_seed(seed)
+        if client is None and (kept := await self._registrations.of_token(seed.hex())) is not None:
+            client = Client(kept, _links_of(kept.links), kept.last_seen_at or kept.registered_at)
+        return client
+
     # -- requests of devices
 
     def request(self, carrier: Carrier, peer: Peer, message: Message) -> "Message | Awaitable[Message]":

@@ -49,7 +49,7 @@ class Devices(server.Devices, upgrades.Devices, Protocol):
 
 
 class Lwm2mService:
-    """LwM2M devices, between `start` and `close`."""
+    """LwM2M devices, between `start` and `close`; `site` works without."""
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class Lwm2mService:
             clock,
             awake=awake,
         )
-        self.site = PackageSite(self.clients, self.upgrades, path_of)
         self.server = Lwm2mServer(
             directory, registrations, devices, self.upgrades, self.clients, self._files, clock, random_bytes
         )
+        self.site = PackageSite(self.server.client_of, self.upgrades, path_of)
 
     async def start(self) -> None:
         """Binds, takes in the registrations of before, and begins to answer.

@@ -1,6 +1,6 @@
 """Packages over HTTP(S), for LwM2M devices that fetch them so: under the same names, and as long, as over CoAP."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from openiodm.campaigns.rollout import Progress, offers_bytes
 from openiodm.campaigns.states import UpgradeEvent, UpgradeState
 from openiodm.protocols import ranges
 from openiodm.protocols.download import Downloads
-from openiodm.protocols.lwm2m.clients import Client, Clients
+from openiodm.protocols.lwm2m.clients import Client
 from openiodm.protocols.lwm2m.files import package_of
 from openiodm.protocols.lwm2m.places import HTTP_PATH
 from openiodm.protocols.lwm2m.upgrades import Upgrades
@@ -22,10 +22,15 @@ log = structlog.get_logger(__name__)
 
 
 class PackageSite:
-    """The ASGI application of `/lwm2m/...`. `path_of` gives the file of a SHA-256."""
+    """The ASGI application of `/lwm2m/...`. `path_of` gives the file of a SHA-256, `find` the client of a seed.
 
-    def __init__(self, clients: Clients, upgrades: Upgrades, path_of: Callable[[str], Path]) -> None:
-        self._clients = clients
+    It needs no CoAP port in this process: the server may be one of several, and another may have the ports.
+    """
+
+    def __init__(
+        self, find: Callable[[bytes], Awaitable[Client | None]], upgrades: Upgrades, path_of: Callable[[str], Path]
+    ) -> None:
+        self._find = find
         self._upgrades = upgrades
         self._path_of = path_of
         self._downloads = Downloads()
@@ -41,7 +46,7 @@ class PackageSite:
             await _empty(send, 405, [(b"allow", b"GET, HEAD")])
             return
         found = package_of(scope["path"].removeprefix(HTTP_PATH))
-        client = None if found is None else self._clients.of_seed(found[0])
+        client = None if found is None else await self._find(found[0])
         file = None if found is None or client is None else await self._open(client, found[1])
         if found is None or client is None or file is None:
             await _empty(send, 404)

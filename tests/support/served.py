@@ -22,7 +22,7 @@ START_WITHIN_S = 30.0
 GRACE_S = 3
 LATE_S = 6.0  # what an end may take beyond the grace on a busy machine
 LOGIN = "/iocm/app/sec/v1.1.0/login"
-STARTED = '"event": "started"'  # the whole name: "lwm2m.started" comes before
+STARTED = re.compile(r"(?<![.\w])started\b")  # in either form of the log, and not "lwm2m.started", which comes before
 
 
 class Process:
@@ -79,7 +79,7 @@ class Process:
         assert self._process.returncode is None, f"the server ended at its start:\n{self.stderr}"
         with suppress(httpx.TransportError):
             # It answers before a first start has shown its secret, and says so when all is done.
-            return (await http.get(f"{self.url}/readyz")).status_code == 200 and STARTED in self.stderr
+            return (await http.get(f"{self.url}/readyz")).status_code == 200 and STARTED.search(self.stderr) is not None
         return False
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:

@@ -130,9 +130,11 @@ def lwm2m_service(rooms: Rooms) -> Lwm2mService | None:
         rooms.campaigns,
         _Lwm2mDevices(rooms),
         rooms.files.path,
+        rooms.downloads,
         rooms.clock,
         Listen(plain, secure, settings.coap_url, settings.coaps_url, settings.device_url),
         awake=Millis(settings.lwm2m_awake_s * SECOND),
+        trusted_proxies=frozenset(settings.trusted_proxies),
     )
 
 
@@ -168,7 +170,7 @@ async def _measured(
 
     async def refresh() -> None:
         seen = await overview(rooms.database, rooms.clock.now())
-        metrics.look(seen, rooms.writer.waiting(), sum(front.downloads for front in fronts))
+        metrics.look(seen, rooms.writer.waiting(), rooms.downloads.active)
 
     check = DriftCheck(rooms.campaign_reads, metrics.recounted)
     periodic = Periodic("drift", DRIFT_LOOK_S, check.look)

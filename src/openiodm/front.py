@@ -84,11 +84,6 @@ class Front:
         else:
             await json_response({"error": "not found"}, 404)(scope, receive, send)
 
-    @property
-    def downloads(self) -> int:
-        """How many are under way."""
-        return 0 if self._ddi is None else self._ddi.downloads.active
-
     def api_of(self, path: str) -> str:
         """ddi, native, health or compat."""
         if self._ddi is not None and DdiServer.serves(path):
@@ -179,7 +174,7 @@ def _ddi(rooms: Rooms) -> DdiServer:
         SqlDeviceDirectory(rooms.database),
         rooms.campaigns,
         _DdiDevices(rooms),
-        rooms.files.path,
+        rooms.downloads,
         rooms.clock,
         rooms.limit,
         poll_seconds=settings.poll_interval_s,

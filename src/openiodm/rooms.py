@@ -37,6 +37,7 @@ from openiodm.notifications.queries import SubscriptionQueries
 from openiodm.notifications.sender import HttpSender
 from openiodm.packages.commands import PackageCommands
 from openiodm.packages.queries import PackageQueries
+from openiodm.protocols.download import Downloads, Handover
 from openiodm.protocols.lwm2m.talk import unfit_for_pcp
 from openiodm.protocols.pcp.codec import FRAGMENT_DEFAULT
 from openiodm.scheduler.runner import Scheduler
@@ -109,6 +110,7 @@ class Rooms:
     told: ToldCommands
     last_seen: LastSeen
     files: FileStore
+    downloads: Downloads
     scheduler: Scheduler
     limit: RequestLimit
 
@@ -212,6 +214,7 @@ def _build(
         told=ToldCommands(writer, clock, _attribute_keys(settings), campaigns),
         last_seen=LastSeen(_Alone(writer), clock, settings.last_seen_flush_s),
         files=files,
+        downloads=_downloads(settings, files),
         scheduler=scheduler,
         limit=RequestLimit(
             clock,
@@ -220,6 +223,11 @@ def _build(
             failures_per_address=settings.credential_failures_per_minute,
         ),
     )
+
+
+def _downloads(settings: Settings, files: FileStore) -> Downloads:
+    handover = Handover(settings.accel_prefix, files.folder) if settings.accel_prefix else None
+    return Downloads(files.path, handover)
 
 
 def clocks(settings: Settings) -> Clocks:

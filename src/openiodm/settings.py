@@ -99,6 +99,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     audit_days: Annotated[int, Meta(ge=0, le=36_500)] = 365
     """How long rows of the audit trail are kept; 0 = for ever."""
 
+    accel_prefix: str = ""
+    """Path of nginx's internal location over `packages` in `data_dir`: a download that came through one of
+    `trusted_proxies` is answered with `X-Accel-Redirect`, and nginx sends the bytes; empty: we send them."""
     max_package_bytes: Bytes = 1024**3
     """Largest package that is taken."""
     min_free_disk_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024**2
@@ -304,6 +307,11 @@ def _check(settings: Settings) -> None:
             ip_address(proxy)
         except ValueError as error:
             raise SettingsError(f"trusted_proxies: expected IP addresses, got {proxy!r}") from error
+    if settings.accel_prefix:
+        if not re.fullmatch(r"(/[A-Za-z0-9_-]+)+/?", settings.accel_prefix):
+            raise SettingsError(f"accel_prefix: expected a path such as /packages/, got {settings.accel_prefix!r}")
+        if not settings.trusted_proxies:
+            raise SettingsError("accel_prefix: needs trusted_proxies: the header is for nginx alone")
     if settings.device_url and not settings.device_url.startswith(("http://", "https://")):
         raise SettingsError("device_url: expected http://... or https://...")
 

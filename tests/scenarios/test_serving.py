@@ -21,7 +21,7 @@ from openiodm.http.routes import Needs
 from openiodm.protocols.download import RECHECK_S
 from openiodm.rooms import open_rooms
 from openiodm.settings import load
-from tests.support.process import free_port
+from tests.support.process import accepts, free_port
 from tests.support.routes import COMPAT, NATIVE, label
 from tests.support.served import (
     GRACE_S,
@@ -74,11 +74,6 @@ class Raw:
 def head(method: str, path: str, headers: dict[str, str], length: int = 0) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "Host: server", *(f"{k}: {v}" for k, v in headers.items())]
     return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
-
-
-def accepts(port: int) -> bool:
-    with socket.socket() as s:
-        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 def upload_path(name: str) -> str:

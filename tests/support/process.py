@@ -182,6 +182,12 @@ async def gateway_token(server: Server, app_id: str) -> str:
     return str(made["token"])
 
 
+def accepts(port: int) -> bool:
+    """Does anybody listen there?"""
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -37,6 +37,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "credential_failures_per_minute": ("7", "7", 7),
     "login_failures_per_minute": ("7", "7", 7),
     "audit_days": ("7", "7", 7),
+    "accel_prefix": ('"/packages/"', "/packages/", "/packages/"),
     "max_package_bytes": ("1", "1", 1),
     "min_free_disk_bytes": ("0", "0", 0),
     "poll_interval_s": ("86399", "86399", 86_399),
@@ -81,9 +82,10 @@ TLS_BESIDE = {
     "tls_client_ca": {"tls_certificate": "c", "tls_client_certificates": "request"},
     "tls_client_certificates": {"tls_certificate": "c", "tls_client_ca": "a"},
 }
-BESIDE: dict[str, dict[str, str]] = {
+BESIDE: dict[str, dict[str, Any]] = {
     **TLS_BESIDE,
     "workers": {"database": "postgresql://h/d"},
+    "accel_prefix": {"trusted_proxies": ("127.0.0.1",)},
     "device_tls_certificate": {"device_listen": "h:1"},
     **{
         f"device_{name}": {"device_listen": "h:1", **{f"device_{n}": v for n, v in beside.items()}}
@@ -134,6 +136,7 @@ NONSENSE: dict[str, list[str]] = {
     "credential_failures_per_minute": ["-1"],
     "login_failures_per_minute": ["-1"],
     "audit_days": ["-1", "36501"],
+    "accel_prefix": ["/packages/"],  # without trusted_proxies; what is no path follows below
     "max_package_bytes": ["0", "1GiB"],
     "min_free_disk_bytes": ["-1"],
     **{name: ["0", "-1", "315360001"] for name in (
@@ -236,6 +239,11 @@ def test_workers_need_ports_that_they_can_share_and_one_each_for_metrics(given: 
     assert next(iter(given)) in refusal(environ={}, database=database, workers=3, **given)
     assert load(environ={}, database=database, **given).workers == 1
     assert load(environ={}, database=database, workers=3, metrics_listen="h:65533").workers == 3
+
+
+@pytest.mark.parametrize("text", ["packages", "/", "//", "/a/../b", "/a b", "http://h/a"])
+def test_where_nginx_finds_packages_is_a_path(text: str) -> None:
+    assert refusal(environ={}, accel_prefix=text, trusted_proxies=["127.0.0.1"]).startswith("accel_prefix: ")
 
 
 @pytest.mark.parametrize("prefix", ["", "device_"])

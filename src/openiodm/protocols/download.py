@@ -1,4 +1,4 @@
-"""Sends a package's bytes: whole, in ranges, and no longer than the device may have them.
+"""Sends a package's bytes: whole, in ranges, and no longer than the device may have them; or has nginx send them.
 
 The plan (status, spans, headers) is `ranges.py`'s; this is the part that reads files. Reads of 1 MiB in a thread came
 to 0.99 of nginx's sendfile; the 64 KiB that frameworks read by default to 0.39.
@@ -7,13 +7,16 @@ to 0.99 of nginx's sendfile; the 64 KiB that frameworks read by default to 0.39.
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 from starlette.types import Message, Receive, Send
 
-from openiodm.protocols.ranges import Span
+from openiodm.protocols import ranges
+from openiodm.protocols.port import File
+from openiodm.protocols.ranges import Plan, Span
 
 CHUNK_BYTES = 1024 * 1024
 LEAST_BYTES = 16 * 1024
@@ -28,42 +31,76 @@ Permission = Callable[[], Awaitable[bool]]
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request for a package's bytes that has passed every check. `proxied`: by a proxy that is trusted."""
+
+    method: str
+    headers: Mapping[str, str]  # by lower-case name
+    proxied: bool
+    receive: Receive
+    send: Send
+
+
+class Handover:
+    """Leaves the sending to an nginx in front (`X-Accel-Redirect`), which has the same files below `prefix`."""
+
+    def __init__(self, prefix: str, folder: Path) -> None:
+        self._prefix = prefix.rstrip("/")
+        self._folder = folder
+
+    def uri(self, asked: Asked, plan: Plan, path: Path) -> str | None:
+        """Where nginx finds the file; None when we must send: nobody who is trusted stands between, or nginx, which
+        looks at the request's own conditions, might come to another answer than `plan`.
+        """
+        if not asked.proxied or not ranges.is_common(asked.headers, plan):
+            return None
+        return f"{self._prefix}/{path.relative_to(self._folder).as_posix()}"
+
+
 class Downloads:
     """All downloads that are under way, which share `SHARED_BYTES`: each may keep two chunks in memory, one that the
     peer is slow to take and the next. Few downloads get large chunks; a thousand slow readers stay small together.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path_of: Callable[[str], Path], handover: "Handover | None" = None) -> None:
+        """`path_of` gives the file of a SHA-256; `handover` is who else may send it."""
+        self._path_of = path_of
+        self._handover = handover
         self.active = 0
 
     async def send(
-        self,
-        start: Message,
-        pieces: Sequence[Span | bytes],
-        path: Path,
-        receive: Receive,
-        send: Send,
-        still_allowed: Permission,
+        self, asked: "Asked", file: File, plan: Plan, headers: Mapping[str, str], still_allowed: Permission
     ) -> bool:
-        """Sends `start` and the body; False when it was broken off: the client left, the permission ended, a read
-        failed.
+        """Answers by `plan`, with `headers` besides; False when the body was broken off: the client left, the
+        permission ended, a read failed.
 
         A body that is broken off lacks bytes, so the server closes the connection and the device sees that it is cut.
 
         Raises:
             OSError: there is no such file, or no such bytes in it; nothing was sent.
         """
-        if sum(piece.size for piece in pieces if isinstance(piece, Span)) <= SMALL_BYTES:
-            body = await asyncio.to_thread(_read_small, pieces, path)
-            await send(start)
-            await send({"type": "http.response.body", "body": body})
+        headers = {**plan.headers, **headers}
+        if asked.method != "GET" or not plan.pieces:
+            await _whole(asked.send, plan.status, headers)
+            return True
+        path = self._path_of(file.sha256)
+        uri = None if self._handover is None else self._handover.uri(asked, plan, path)
+        if uri is not None:
+            await asyncio.to_thread(os.stat, path)
+            # The proxy counts the length anew, and its own words about ranges: it has the same request before it.
+            kept = {k: v for k, v in headers.items() if k not in ("Content-Length", "Content-Range", "Accept-Ranges")}
+            await _whole(asked.send, 200, {**kept, "X-Accel-Redirect": uri, "Content-Length": "0"})
+            return True
+        if sum(span.size for span in plan.spans) <= SMALL_BYTES:
+            await _whole(asked.send, plan.status, headers, await asyncio.to_thread(_read_small, plan.pieces, path))
             return True
         fd = await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
-        gone = asyncio.create_task(_disconnect(receive), name="download-disconnect")
+        gone = asyncio.create_task(_disconnect(asked.receive), name="download-disconnect")
         self.active += 1
         try:
-            await send(start)
-            return await self._stream(pieces, fd, path, gone, send, still_allowed)
+            await asked.send(_start(plan.status, headers))
+            return await self._stream(plan.pieces, fd, path, gone, asked.send, still_allowed)
         except Exception:  # too late for another answer
             log.exception("download_failed", path=str(path))
             return False
@@ -102,6 +139,16 @@ class Downloads:
                 size = min(size * 2, CHUNK_BYTES) if time.monotonic() - began < QUICK_S else size // 2
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return True
+
+
+def _start(status: int, headers: Mapping[str, str]) -> Message:
+    raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
+    return {"type": "http.response.start", "status": status, "headers": raw}
+
+
+async def _whole(send: Send, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
+    await send(_start(status, headers))
+    await send({"type": "http.response.body", "body": body})
 
 
 def _read_small(pieces: Sequence[Span | bytes], path: Path) -> bytes:

@@ -29,6 +29,7 @@ OCTETS: Final = "application/octet-stream"
 """The media type of every artifact."""
 
 _RANGE: Final = re.compile(r"([0-9]*)-([0-9]*)", re.ASCII)
+_COMMON: Final = re.compile(r"bytes=(?:[0-9]{1,15}-[0-9]{0,15}|-[0-9]{1,15})", re.ASCII)
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _DIGITS: Final = 18  # a number with more digits is beyond any file; int() of thousands of digits raises
 _BEYOND: Final = 10**_DIGITS
@@ -153,6 +154,19 @@ def plan(headers: Mapping[str, str], size: int, etag: str, last_modified: Instan
     pieces = tuple(_multipart(asked, size))
     length = sum(piece.size if isinstance(piece, Span) else len(piece) for piece in pieces)
     return Plan(206, _framed(about, f"multipart/byteranges; boundary={BOUNDARY}", length), pieces)
+
+
+def is_common(headers: Mapping[str, str], plan: Plan) -> bool:
+    """Would any server that has the file and its entity tag answer as `plan` does?
+
+    So not with what servers read in several ways (lists of ranges, dates, odd spellings), nor with If-Match, which
+    nginx holds against its own tag.
+    """
+    if plan.status not in (200, 206) or "if-match" in headers or "if-unmodified-since" in headers:
+        return False
+    if headers.get("if-range", plan.headers["ETag"]) != plan.headers["ETag"]:
+        return False
+    return "range" not in headers or _COMMON.fullmatch(headers["range"]) is not None
 
 
 def _framed(about: Mapping[str, str], content_type: str, length: int) -> dict[str, str]:

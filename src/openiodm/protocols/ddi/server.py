@@ -8,7 +8,6 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
@@ -31,7 +30,7 @@ from openiodm.protocols.ddi.answers import ErrorCode
 from openiodm.protocols.ddi.codec import DdiFormatError
 from openiodm.protocols.ddi.negotiation import Media, choose_media, etag_of, media_of
 from openiodm.protocols.ddi.session import Base
-from openiodm.protocols.download import Downloads
+from openiodm.protocols.download import Asked, Downloads
 from openiodm.protocols.etags import match_etag
 from openiodm.protocols.port import Contacted, Credential, DeviceDirectory, File, KnownDevice
 
@@ -121,14 +120,14 @@ Handler = Callable[["DdiServer", _Request, _Caller], Awaitable[None]]
 
 
 class DdiServer:
-    """The ASGI application. `path_of` gives the file of a SHA-256."""
+    """The ASGI application."""
 
     def __init__(
         self,
         directory: DeviceDirectory,
         campaigns: Campaigns,
         devices: Devices,
-        path_of: Callable[[str], Path],
+        downloads: Downloads,
         clock: Clock,
         limit: RequestLimit,
         *,
@@ -139,8 +138,7 @@ class DdiServer:
         self._directory = directory
         self._campaigns = campaigns
         self._devices = devices
-        self._path_of = path_of
-        self.downloads = Downloads()
+        self._downloads = downloads
         self._clock = clock
         self._limit = limit
         self._poll_seconds = poll_seconds
@@ -441,26 +439,20 @@ class DdiServer:
         assert s is not None
         assert s.action_id is not None
         plan = ranges.plan(request.headers, file.size, f'"{file.sha1}"', file.stored_at, method=request.method)
-        headers = {**plan.headers, "Content-Disposition": ranges.content_disposition(file.name)}
         sends = plan.status in (200, 206) and request.method == "GET"
         if sends and s.state is UpgradeState.OFFERED:
             begun = Progress(s.action_id, LogEntry("download"), UpgradeEvent.DOWNLOAD_STARTED)
             if (await self._campaigns.signal(caller.device.key, begun)).answer is not Answer.DONE:
                 raise _not_found("there is no such artifact")
-        raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
-        start: dict[str, Any] = {"type": "http.response.start", "status": plan.status, "headers": raw}
-        if not sends:
-            await request.send(start)
-            await request.send({"type": "http.response.body", "body": b""})
-            return
 
         async def still_allowed() -> bool:
             current = await self._directory.current(s.upgrade)
             return current is not None and current.action_id == s.action_id and offers_bytes(current)
 
-        path = self._path_of(file.sha256)
+        asked = Asked(request.method, request.headers, request.proxied, request.receive, request.send)
+        headers = {"Content-Disposition": ranges.content_disposition(file.name)}
         try:
-            complete = await self.downloads.send(start, plan.pieces, path, request.receive, request.send, still_allowed)
+            complete = await self._downloads.send(asked, file, plan, headers, still_allowed)
         except FileNotFoundError as error:
             log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
             raise _not_found("the artifact is not in the store") from error

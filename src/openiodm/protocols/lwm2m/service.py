@@ -14,6 +14,7 @@ from openiodm.protocols.coap.codec import Message
 from openiodm.protocols.coap.dtls import Context, DtlsError, check_suites
 from openiodm.protocols.coap.endpoint import Endpoint
 from openiodm.protocols.coap.udp import UdpSocket
+from openiodm.protocols.download import Downloads
 from openiodm.protocols.lwm2m import server, upgrades
 from openiodm.protocols.lwm2m.clients import Clients
 from openiodm.protocols.lwm2m.files import PackageFiles
@@ -58,10 +59,12 @@ class Lwm2mService:
         campaigns: Campaigns,
         devices: Devices,
         path_of: Callable[[str], Path],
+        downloads: Downloads,
         clock: Clock,
         listen: Listen,
         *,
         awake: Millis,
+        trusted_proxies: frozenset[str] = frozenset(),
     ) -> None:
         self._listen = listen
         self._clock = clock
@@ -85,7 +88,7 @@ class Lwm2mService:
         self.server = Lwm2mServer(
             directory, registrations, devices, self.upgrades, self.clients, self._files, clock, random_bytes
         )
-        self.site = PackageSite(self.server.client_of, self.upgrades, path_of)
+        self.site = PackageSite(self.server.client_of, self.upgrades, downloads, trusted_proxies)
 
     async def start(self) -> None:
         """Binds, takes in the registrations of before, and begins to answer.

@@ -1,8 +1,6 @@
 """Packages over HTTP(S), for LwM2M devices that fetch them so: under the same names, and as long, as over CoAP."""
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
 
 import structlog
 from starlette.types import Receive, Scope, Send
@@ -10,8 +8,9 @@ from starlette.types import Receive, Scope, Send
 from openiodm.campaigns.model import LogEntry
 from openiodm.campaigns.rollout import Progress, offers_bytes
 from openiodm.campaigns.states import UpgradeEvent, UpgradeState
+from openiodm.http.clients import peer_of
 from openiodm.protocols import ranges
-from openiodm.protocols.download import Downloads
+from openiodm.protocols.download import Asked, Downloads
 from openiodm.protocols.lwm2m.clients import Client
 from openiodm.protocols.lwm2m.files import package_of
 from openiodm.protocols.lwm2m.places import HTTP_PATH
@@ -22,18 +21,22 @@ log = structlog.get_logger(__name__)
 
 
 class PackageSite:
-    """The ASGI application of `/lwm2m/...`. `path_of` gives the file of a SHA-256, `find` the client of a seed.
+    """The ASGI application of `/lwm2m/...`. `find` gives the client of a seed.
 
     It needs no CoAP port in this process: the server may be one of several, and another may have the ports.
     """
 
     def __init__(
-        self, find: Callable[[bytes], Awaitable[Client | None]], upgrades: Upgrades, path_of: Callable[[str], Path]
+        self,
+        find: Callable[[bytes], Awaitable[Client | None]],
+        upgrades: Upgrades,
+        downloads: Downloads,
+        trusted_proxies: frozenset[str],
     ) -> None:
         self._find = find
         self._upgrades = upgrades
-        self._path_of = path_of
-        self._downloads = Downloads()
+        self._downloads = downloads
+        self._trusted_proxies = trusted_proxies
 
     @staticmethod
     def serves(path: str) -> bool:
@@ -76,18 +79,13 @@ class PackageSite:
     ) -> None:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         plan = ranges.plan(headers, file.size, f'"{file.sha1}"', file.stored_at, method=scope["method"])
-        raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in plan.headers.items()]
-        start: dict[str, Any] = {"type": "http.response.start", "status": plan.status, "headers": raw}
-        if plan.status not in (200, 206) or scope["method"] == "HEAD":
-            await send(start)
-            await send({"type": "http.response.body", "body": b""})
-            return
 
         async def still_allowed() -> bool:
             return await self._allowed(client, action_id)
 
+        asked = Asked(scope["method"], headers, peer_of(scope) in self._trusted_proxies, receive, send)
         try:
-            await self._downloads.send(start, plan.pieces, self._path_of(file.sha256), receive, send, still_allowed)
+            await self._downloads.send(asked, file, plan, {}, still_allowed)
         except FileNotFoundError:
             log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
             await _empty(send, 404)

@@ -13,6 +13,7 @@ from openiodm.protocols.ranges import (
     Span,
     content_disposition,
     http_date,
+    is_common,
     parse_range,
     plan,
 )
@@ -230,6 +231,48 @@ def test_if_match_is_looked_at_before_anything_else() -> None:
 
 def test_a_date_is_in_whole_seconds_of_gmt() -> None:
     assert http_date(MODIFIED) == DATE
+
+
+# What may be left to another server
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"range": "bytes=0-9"},
+        {"range": "bytes=10-"},
+        {"range": "bytes=-10"},
+        {"range": "bytes=10-", "if-range": ETAG},
+        {"if-none-match": '"other"', "if-modified-since": DATE},
+    ],
+)
+def test_what_every_server_answers_alike_may_be_left_to_another(headers: dict[str, str]) -> None:
+    assert is_common(headers, plan(headers, 10_000, ETAG, MODIFIED))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"range": "bytes=0-1,5-6"},
+        {"range": "bytes=0-1,2-3"},  # one span, once coalesced
+        {"range": "bytes =0-1"},
+        {"range": "bytes= 0-1"},
+        {"range": "seconds=0-1"},
+        {"range": "bytes=0-1\n"},
+        {"range": f"bytes=0-{'9' * 30}"},
+        {"range": "bytes=10-", "if-range": DATE},
+        {"range": "bytes=10-", "if-range": ETAG.strip('"')},
+        {"if-range": '"other"'},
+        {"if-match": ETAG},
+        {"if-match": '"other"'},
+        {"if-none-match": ETAG},
+        {"if-unmodified-since": DATE},
+        {"range": "bytes=20000-"},
+    ],
+)
+def test_what_servers_answer_in_several_ways_is_kept(headers: dict[str, str]) -> None:
+    assert not is_common(headers, plan(headers, 10_000, ETAG, MODIFIED))
 
 
 # Content-Disposition

@@ -203,6 +203,38 @@ async def test_a_stop_ends_waiting_devices_and_cancels_granted_ones(core: Core) 
         await core.commands.stop(core.actor, task)
 
 
+async def test_a_stop_asks_devices_in_every_phase_to_cancel(core: Core) -> None:
+    phases = [
+        None,
+        UpgradeEvent.DOWNLOAD_STARTED,
+        UpgradeEvent.DOWNLOADED,
+        UpgradeEvent.INSTALL_STARTED,
+        UpgradeEvent.INSTALLED,
+    ]
+    task = await core.create(await core.add_devices(len(phases) + 1))
+    for device, event in enumerate(phases, 1):
+        action = await core.grant(device)
+        if event is not None:
+            await core.signal(device, Progress(action, LOG, event))
+    await core.commands.stop(core.actor, task)
+    await core.run_jobs()
+    upgrades = (await core.queries.upgrades(core.actor, task, 0, 10))[1]
+    assert sorted(u.state for u in upgrades) == [*[S.CANCELLING] * len(phases), S.STOP]
+    assert (await status(core, task))[1] == Counters(total=len(phases) + 1, processing=len(phases), stop=1)
+
+
+@pytest.mark.parametrize("kind", ["campaign.sweep", "campaign.online"])
+async def test_whoever_waits_behind_the_place_that_a_job_has_come_to_is_not_left_behind(core: Core, kind: str) -> None:
+    task = await core.create(await core.add_devices(3))
+    if kind == "campaign.sweep":
+        await core.commands.stop(core.actor, task)
+    async with core.database.transaction() as tx:
+        assert await tx.execute("UPDATE job SET cursor = 2 WHERE kind = $1", kind) == 1
+    core.clock.advance(CLOCKS.online)
+    await core.run_jobs()
+    assert (await status(core, task))[1].unfinished == 0
+
+
 async def test_a_device_that_never_answers_a_stop_ends_by_the_cancel_clock(core: Core) -> None:
     task = await core.create(await core.add_devices(1))
     await core.grant(1)

@@ -15,9 +15,9 @@ from openiodm.scheduler.model import Done, Job, JobHandler, Later, More, Progres
 
 # Upgrades a transaction. SQLite runs on the event loop (some 20 ms); on PostgreSQL only the commit's latency counts.
 CHUNK = {"sqlite": 1000, "postgresql": 2000}
-EXPAND_CHUNK = {"sqlite": 1000, "postgresql": 10_000}
+EXPAND_CHUNK = {"sqlite": 1000, "postgresql": 4000}
 
-_CANCELLABLE = sorted(GRANTED - {UpgradeState.CANCELLING})
+_CANCELLABLE = [s for s in UpgradeState if s in GRANTED and s is not UpgradeState.CANCELLING]
 
 
 class Expand:
@@ -50,19 +50,21 @@ class Sweep:
         self._chunk = CHUNK[engine]
 
     async def run(self, work: Work, job: Job, now: Instant) -> Progress:
-        """One chunk."""
+        """One chunk; the job's cursor is the ordinal up to which nobody waits."""
         key = CampaignKey(job.subject)
         rows = work.campaigns
-        waiting = [UpgradeState.WAIT]
-        if await rows.move_many(key, waiting, UpgradeState.STOP, "operator", texts.STOPPED, self._chunk, now):
+        waiting, cause, detail = [UpgradeState.WAIT], "operator", texts.STOPPED
+        moved = await rows.move_many(key, waiting, UpgradeState.STOP, cause, detail, self._chunk, now, after=job.cursor)
+        if moved is not None:
+            return More(moved[0])
+        desk = await rows.look(key)
+        if job.cursor and desk.counters.wait:  # somebody waits again, or still
             return More()
-        due = Instant(now + (await rows.look(key)).clocks.cancel)
-        cancel = UpgradeState.CANCELLING
-        if await rows.move_many(key, _CANCELLABLE, cancel, "operator", texts.STOPPED, self._chunk, now, due):
-            return More()
-        settled = await settle(work, key, job.cursor, self._chunk, now)
-        if settled is not None:
-            return More(settled)
+        due = Instant(now + desk.clocks.cancel)
+        if await rows.move_many(key, _CANCELLABLE, UpgradeState.CANCELLING, cause, detail, self._chunk, now, due):
+            return More(job.cursor)
+        if await settle(work, key, 0, self._chunk, now) is not None:
+            return More(job.cursor)
         await rows.lock([key])
         await rows.set_work(key, "idle")
         return Done()
@@ -98,22 +100,27 @@ class EndWaiting:
         self._detail = detail
 
     async def run(self, work: Work, job: Job, now: Instant) -> Progress:
-        """One chunk."""
+        """One chunk; the job's cursor is the ordinal up to which nobody waits."""
         desk = await work.campaigns.look(CampaignKey(job.subject))
         if desk.status in CAMPAIGN_FINAL:
             return Done()
         if desk.work in ("expanding", "retrying"):  # there may be more to end when that is over
             return Later(Instant(now + SECOND))
         owed = self._to is UpgradeState.TIMEOUT and result_owed(desk, now)
+        waiting, cause, detail = [UpgradeState.WAIT], self._cause, self._detail
         moved = await work.campaigns.move_many(
-            desk.key, [UpgradeState.WAIT], self._to, self._cause, self._detail, self._chunk, now, owed=owed
+            desk.key, waiting, self._to, cause, detail, self._chunk, now, after=job.cursor, owed=owed
         )
-        if moved:
+        if moved is not None:
+            last, upgrades = moved
             if self._to is UpgradeState.TIMEOUT:  # what is stopped while it waits is not told
-                await work.notices.ended(desk.key, moved, now, owed=owed)
-            return More()
-        if (await work.campaigns.lock([desk.key]))[desk.key].work == "retrying":  # since it was looked at
+                await work.notices.ended(desk.key, upgrades, now, owed=owed)
+            return More(last)
+        desk = (await work.campaigns.lock([desk.key]))[desk.key]
+        if desk.work == "retrying":  # since it was looked at
             return Later(Instant(now + SECOND))
+        if job.cursor and desk.counters.wait:  # a round has put somebody back behind it
+            return More()
         if self._to is UpgradeState.STOP and desk.retry_times:  # no round begins any more, though some are under way
             await work.jobs.put(endings.SETTLE, desk.key, now)
         await end_if_complete(work, desk.key, now)

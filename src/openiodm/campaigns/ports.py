@@ -224,9 +224,15 @@ class CampaignRows(Protocol):
         now: Instant,
         due_at: Instant | None = None,
         *,
+        after: int = 0,
         owed: bool = False,
-    ) -> Sequence[UpgradeKey]:
-        """Moves up to `limit` upgrades with history and counters; which. `owed`: they are owed their result."""
+    ) -> tuple[int, Sequence[UpgradeKey]] | None:
+        """Moves up to `limit` upgrades with an ordinal above `after`, all of the first of these states that has any,
+        with history and counters; the last ordinal, and which. None when none is left.
+
+        `states` are in an order in which devices go through them, so that one that goes on meanwhile is not missed.
+        `owed`: they are owed their result.
+        """
         ...
 
     async def owe(self, upgrades: Collection[UpgradeKey]) -> None:

@@ -26,8 +26,11 @@ FROM campaign_counters k JOIN campaign c ON c.id = k.campaign_id
 WHERE k.campaign_id = ANY($1::bigint[]) ORDER BY k.campaign_id
 """
 _LOCK = f"{_LOOK} FOR UPDATE OF k, c"
+# One state a statement: then the index on campaign, state and ordinal gives them in order. Beyond an ordinal: on
+# PostgreSQL entries of rows that left the state stay in the index for a while, and each would be looked at again.
 _CHOOSE = """
-SELECT id FROM upgrade WHERE campaign_id = $1 AND state = ANY($2::text[]) ORDER BY ordinal LIMIT $3 FOR UPDATE
+SELECT id, ordinal FROM upgrade WHERE campaign_id = $1 AND state = $2 AND ordinal > $3
+ORDER BY ordinal LIMIT $4 FOR UPDATE
 """
 _CHOSEN_COUNTS = "SELECT state, count(*) FROM upgrade WHERE id = ANY($1::bigint[]) GROUP BY state"
 _MOVE_HISTORY = """
@@ -175,21 +178,25 @@ class CampaignRows(NewCampaignRows, StandingRows):
         now: Instant,
         due_at: Instant | None = None,
         *,
+        after: int = 0,
         owed: bool = False,
-    ) -> Sequence[UpgradeKey]:
+    ) -> tuple[int, Sequence[UpgradeKey]] | None:
         """See the port."""
-        ids = [r[0] for r in await self._tx.fetch(_CHOOSE, campaign, [s.value for s in states], limit)]
-        if not ids:
-            return []
+        for state in states:
+            chosen = await self._tx.fetch(_CHOOSE, campaign, state.value, after, limit)
+            if chosen:
+                break
+        else:
+            return None
+        ids = [r[0] for r in chosen]
         deltas = dict.fromkeys((c.value for c in Counter), 0)
-        for state, count in await self._tx.fetch(_CHOSEN_COUNTS, ids):
-            deltas[COUNTER_OF[UpgradeState(state)].value] -= count
+        deltas[COUNTER_OF[state].value] -= len(ids)
         deltas[COUNTER_OF[to].value] += len(ids)
         await self._tx.execute(_MOVE_HISTORY, ids, now, to.value, cause)
         finished = now if to in FINAL else None
         await self._tx.execute(_MOVE, ids, to.value, detail, finished, due_at, owed or None)
         await self._tx.update_many(COUNTERS, [(campaign, *deltas.values())])
-        return ids
+        return int(chosen[-1][1]), ids
 
     async def owe(self, upgrades: Collection[UpgradeKey]) -> None:
         """See the port."""
@@ -208,6 +215,7 @@ class CampaignRows(NewCampaignRows, StandingRows):
 
     async def retry_many(self, campaign: CampaignKey, after: int, limit: int, now: Instant) -> int | None:
         """See the port."""
+        await self._tx.look_up_by_keys()
         for _ in range(CONFLICT_TRIES):
             chosen = await self._tx.fetch(_CHOOSE_RETRY, campaign, after, limit)
             if not chosen:

@@ -204,6 +204,7 @@ class NewCampaignRows:
         group = await self._tx.fetchrow(_NEXT_GROUP, campaign)
         if group is None:
             return None
+        await self._tx.look_up_by_keys()
         group_id, watermark, done = group[0], group[1], group[2]
         product = await self._tx.fetchval("SELECT product_id FROM campaign WHERE id = $1", campaign)
         end = await self._tx.fetchval(_CHUNK_END, group_id, product, done, watermark, limit)

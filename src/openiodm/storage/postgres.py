@@ -65,6 +65,12 @@ _GONE = (
 )
 
 
+# Until the transaction ends.
+_BY_KEYS = "SELECT " + ", ".join(
+    f"set_config('enable_{way}', 'off', true)" for way in ("seqscan", "hashjoin", "mergejoin")
+)
+
+
 async def _keep_session(_connection: Any) -> None:
     """Nothing of ours outlives its transaction in a session, so RESET ALL (a round trip a read) undoes nothing.
 
@@ -104,6 +110,9 @@ class _Statements:
 
     async def lock(self, sql: str, *args: Any) -> None:
         await self._c.fetch(sql, *args)
+
+    async def look_up_by_keys(self) -> None:
+        await self._c.fetchrow(_BY_KEYS)
 
     async def insert_many(self, statement: InsertMany, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:

@@ -103,6 +103,9 @@ class _Statements:
     async def lock(self, sql: str, *args: Any) -> None:
         pass
 
+    async def look_up_by_keys(self) -> None:
+        pass
+
     async def insert_many(self, statement: InsertMany, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
             try:

@@ -265,7 +265,6 @@ def under_load(server: CrowdServer, devices: int) -> Metrics:
     cpu = Cpu([server.pid, *(p for p in server.on.pids[1:])])
     words = ("--rate", str(POLL_RATE), "--devices", str(min(POLLING, devices)))
     with polling(server.base, server.path, server.headers, out, *words):
-        time.sleep(1.0)  # connections are made
         marks = {"before": time.monotonic()}
         time.sleep(QUIET_S)
         marks["expanding"] = time.monotonic()

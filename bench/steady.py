@@ -122,6 +122,9 @@ def polling(base: str, path: str, headers: list[str], out: Path, *words: str) ->
     command += [word for header in headers for word in ("--header", header)]
     process = subprocess.Popen(command)
     try:
+        time.sleep(1.0)  # connections are made
+        if process.poll() is not None:
+            raise SystemExit("the polls did not begin")
         yield
         if process.poll() is not None:
             raise SystemExit("the polls ended early")
@@ -134,7 +137,9 @@ async def measure(options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     load = Load(options)
-    run = Steady(load, [load.poll_request(n) for n in load.numbers()], options.rate)
+    run = Steady(
+        load, [load.poll_request(n) for n in range(options.first, options.first + options.devices)], options.rate
+    )
     try:
         await run.run(options.connections, options.seconds, stop)
     finally:

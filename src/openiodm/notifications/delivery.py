@@ -5,7 +5,8 @@ the bound per receiver hold over all servers. A `_Lane` serves one receiver: it 
 notice of several devices at once, and writes what became of them in batches through the writer. A server that is killed
 loses its leases after a while, and whoever takes them finds every notice that was not seen to be delivered.
 
-An attempt ends before its lease does (`_Lane.may_send`), so a server that was paused never sends beside its successor.
+An attempt ends before its lease does (`_Lane.may_send`), so a server that was paused never begins one beside its
+successor; and what it has to write down of those before is fenced (`OutboxRows.holds`).
 """
 
 import asyncio
@@ -156,30 +157,28 @@ class Deliverer:
         now = self._clock.now()  # what is leased now lasts from now on, however long that takes
         wanting = await self._reads.wanting(now, RECEIVERS_AT_ONCE)
         held = list(self._lanes) if now >= self._renew_at else []
-        if held or wanting:
-            await self._lease([*held, *(k for k in wanting if k not in self._lanes)], renewed=held)
+        await self._lease(held, [k for k in wanting if k not in self._lanes])
         if held or not self._lanes:
             self._renew_at = Instant(now + RENEW)
         for lane in self._lanes.values():
             lane.wake()
         self._pace.needed(bool(self._lanes))
 
-    async def _lease(self, keys: Sequence[ReceiverKey], renewed: Sequence[ReceiverKey]) -> None:
-        if not keys:
+    async def _lease(self, held: Sequence[ReceiverKey], wanted: Sequence[ReceiverKey]) -> None:
+        if not held and not wanted:
             return
         now = self._clock.now()
         until = Instant(now + LEASE + self._rules.timeout)
 
         async def lease(work: NoticesWork) -> Sequence[Receiver]:
-            return await work.outbox.lease(self._owner, now, until, keys)
+            return await work.outbox.lease(self._owner, now, until, held, wanted)
 
         leased = {r.key: r for r in await self._writer.run(lease)}
-        for key in renewed:
+        for key in held:
             if key in leased:
                 self._lanes[key].lease_until = until
             else:
-                log.warning("receiver_lost", receiver=self._lanes[key].name)
-                self._lanes[key].stop()
+                self._lanes[key].lost()
         for key, receiver in leased.items():
             if key not in self._lanes:
                 self._lanes[key] = _Lane(self, receiver, until)
@@ -232,6 +231,11 @@ class _Lane:
         """Begins nothing more."""
         self._stopping = True
         self._wake.set()
+
+    def lost(self) -> None:
+        """Another server has the receiver, or had it: what this one knows of it is old."""
+        log.warning("receiver_lost", receiver=self.name)
+        self.stop()
 
     async def ended(self) -> None:
         """Waits for the end."""
@@ -389,12 +393,17 @@ class _Lane:
         blocked = set(self._blocked)
         failing_since, now = self._window.failing_since, self._d._clock.now()
 
-        async def write(work: NoticesWork) -> None:
+        async def write(work: NoticesWork) -> bool:
+            if not await work.outbox.holds(self._d._owner, self._key):
+                return False
             await work.outbox.delivered(done.delivered)
             await work.outbox.failed(done.failed, now)
             await work.outbox.note(self._key, failing_since, list(done.health.values()))
+            return True
 
-        await self._d._writer.run(write)
+        if not await self._d._writer.run(write):  # whoever has the lease delivers them again
+            self.lost()
+            return
         self._known.difference_update(done.delivered)
         self._known.difference_update(f.key for f in done.failed)
         self._blocked -= blocked
@@ -406,10 +415,15 @@ class _Lane:
             return
         error = self._error or "the receiver has not answered for as long as notices live"
 
-        async def write(work: NoticesWork) -> int:
+        async def write(work: NoticesWork) -> int | None:
+            if not await work.outbox.holds(self._d._owner, self._key):
+                return None
             return await work.outbox.give_up(self._key, before, error, now, GIVE_UP_CHUNK)
 
         given_up = await self._d._writer.run(write)
+        if given_up is None:
+            self.lost()
+            return
         if given_up < GIVE_UP_CHUNK:
             self._give_up_at = Instant(now + GIVE_UP_EVERY)
         if given_up:

@@ -185,15 +185,19 @@ class Health:
 
 
 class OutboxRows(Protocol):
-    """The outbox within one transaction. All of it is fenced by the lease of the receiver."""
+    """The outbox within one transaction. Who delivers asks `holds` first: a server that pauses may lose its lease."""
 
     async def lease(
-        self, owner: str, now: Instant, until: Instant, receivers: Sequence[ReceiverKey]
+        self, owner: str, now: Instant, until: Instant, held: Sequence[ReceiverKey], wanted: Sequence[ReceiverKey]
     ) -> Sequence[Receiver]:
-        """Takes those of `receivers` that are free, and lengthens the leases of those that `owner` has already.
+        """Lengthens the leases of those `held` that nobody else has had since, and takes those `wanted` that are free.
 
-        Answers those that `owner` holds then.
+        Answers those of both that `owner` holds then.
         """
+        ...
+
+    async def holds(self, owner: str, receiver: ReceiverKey) -> bool:
+        """Has nobody else taken it? Nobody does until the transaction ends."""
         ...
 
     async def release(self, owner: str | None, receivers: Sequence[ReceiverKey] | None = None) -> None:

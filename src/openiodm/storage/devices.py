@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from openiodm.access.model import ApplicationKey, Product, hash_secret
-from openiodm.clock import SECOND, Instant
+from openiodm.clock import DAY, SECOND, Instant
 from openiodm.devices.model import (
     Device,
     DeviceFilter,
@@ -117,7 +117,7 @@ _SET_TARGET_TOKEN = "UPDATE device SET token_hash = $2, modified_at = $3 WHERE i
 _DELETE = """
 UPDATE device SET deleted_at = $3 WHERE device_id = $1 AND application_id = $2 AND deleted_at IS NULL RETURNING id
 """
-_LOCK_KEYS = "SELECT id FROM device WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE"
+_LOCK_KEYS = "SELECT id, last_seen_at FROM device WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE"
 _TOUCH = UpdateMany("device", {"id": "bigint"}, {"last_seen_at": "bigint", "address": "text"})
 _ACTIVATE = """
 UPDATE device SET activated_at = last_seen_at WHERE id = ANY($1::bigint[]) AND activated_at IS NULL
@@ -351,15 +351,20 @@ class DeviceRows(GroupRows, DeviceReads):
         return row is not None
 
     async def touch(self, seen: Sequence[tuple[DeviceKey, Instant, str]]) -> None:
-        """In slices."""
+        """In slices. What another server has written since of a later contact stays."""
         for part in _slices(sorted(seen)):
-            await self._tx.lock(_LOCK_KEYS, [key for key, _, _ in part])
-            await self._tx.update_many(_TOUCH, part)
+            before = {r[0]: r[1] for r in await self._tx.fetch(_LOCK_KEYS, [key for key, _, _ in part])}
+            await self._tx.update_many(_TOUCH, [one for one in part if _is_later(one[1], before.get(one[0]))])
             await asyncio.sleep(0)
 
     async def activate(self, devices: Sequence[DeviceKey]) -> None:
         """One statement."""
         await self._tx.execute(_ACTIVATE, list(devices))
+
+
+def _is_later(at: Instant, before: int | None) -> bool:
+    """A time that is far ahead is of a clock that was wrong, and not of a later contact."""
+    return before is None or not at < before < at + DAY
 
 
 def _slices(rows: Sequence[_T]) -> Iterator[Sequence[_T]]:

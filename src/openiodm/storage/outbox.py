@@ -18,11 +18,13 @@ AND EXISTS (
 ) LIMIT $2
 """
 _LOCK = "SELECT id FROM receiver WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE"
+# One that was taken by another and given back since is free, and not ours to be lengthened.
 _LEASE = """
 UPDATE receiver SET owner = $2, lease_until = $4
-WHERE id = ANY($1::bigint[]) AND (owner IS NULL OR owner = $2 OR lease_until < $3)
+WHERE id = ANY($1::bigint[]) AND owner = $2 OR id = ANY($5::bigint[]) AND (owner IS NULL OR lease_until < $3)
 RETURNING id, name, failing_since
 """
+_HOLDS = "SELECT 1 FROM receiver WHERE id = $1 AND owner = $2 FOR NO KEY UPDATE"
 _RELEASE = """
 UPDATE receiver SET owner = NULL, lease_until = NULL
 WHERE owner IS NOT NULL AND (owner = $1 OR CAST($1 AS text) IS NULL)
@@ -74,12 +76,16 @@ class OutboxRows:
         self._tx = tx
 
     async def lease(
-        self, owner: str, now: Instant, until: Instant, receivers: Sequence[ReceiverKey]
+        self, owner: str, now: Instant, until: Instant, held: Sequence[ReceiverKey], wanted: Sequence[ReceiverKey]
     ) -> Sequence[Receiver]:
         """See the port."""
-        await self._tx.lock(_LOCK, list(receivers))
-        rows = await self._tx.fetch(_LEASE, list(receivers), owner, now, until)
+        await self._tx.lock(_LOCK, [*held, *wanted])
+        rows = await self._tx.fetch(_LEASE, list(held), owner, now, until, list(wanted))
         return [Receiver(ReceiverKey(r[0]), r[1], r[2]) for r in rows]
+
+    async def holds(self, owner: str, receiver: ReceiverKey) -> bool:
+        """See the port."""
+        return await self._tx.fetchval(_HOLDS, receiver, owner) is not None
 
     async def release(self, owner: str | None, receivers: Sequence[ReceiverKey] | None = None) -> None:
         """See the port."""

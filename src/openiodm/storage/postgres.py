@@ -13,6 +13,10 @@ from openiodm.storage.engine import Conflict, InsertMany, Reader, Row, Tx, Uniqu
 READ_CONNECTIONS = 8
 READ_TRIES = 3
 READ_RETRY_S = 0.02
+ABANDONED_MS = 10_000
+"""A transaction whose server says nothing for so long is ended: that server may be frozen, or gone without a word, and
+what it has locked holds others up. Shorter than a job's lease: what is left open is undone before another takes over.
+"""
 WRITE_CONNECTIONS = 2  # the writer's, and one for administration beside it
 
 
@@ -62,6 +66,7 @@ _GONE = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
 )
 
 
@@ -79,6 +84,13 @@ async def _keep_session(_connection: Any) -> None:
 
 
 Connection = Any  # asyncpg.Connection or its pool proxy
+
+
+def _is_closed(connection: Connection) -> bool:
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # it died between two statements, and the pool has taken it back already
+        return True
 
 
 class _Statements:
@@ -157,7 +169,12 @@ class PostgresDatabase:
             min_size=2,
             max_size=READ_CONNECTIONS + WRITE_CONNECTIONS,
             reset=_keep_session,
-            server_settings={"synchronous_commit": "on", "jit": "off", "application_name": "openiodm"},
+            server_settings={
+                "synchronous_commit": "on",
+                "jit": "off",
+                "application_name": "openiodm",
+                "idle_in_transaction_session_timeout": str(ABANDONED_MS),
+            },
         )
         return cls(pool)
 
@@ -199,7 +216,7 @@ class PostgresDatabase:
             except _GONE as error:
                 raise Unreachable(str(error)) from error
             except Exception as error:
-                if connection.is_closed():  # what a statement or the rollback on it says then is by chance
+                if _is_closed(connection):  # what a statement or the rollback on it says then is by chance
                     raise Unreachable(str(error)) from error
                 raise
             finally:

@@ -80,7 +80,7 @@ PLAIN_WORDS = """
     deviceInfo.nodeId deviceName mqttConnect secret
     giveUpRetries fwVersion swVersion targetTokens gatewayTokens confirmation
     targets targets.deviceType targets.model targets.manufacturerName
-    policy policy.executeType policy.startTime policy.endTime policy.retryType policy.retryTimes
+    unproven policy policy.executeType policy.startTime policy.endTime policy.retryType policy.retryTimes
     clocks clocks.onlineSeconds clocks.downloadSeconds clocks.installSeconds clocks.verifySeconds clocks.cancelSeconds
 """
 PLAIN = set(PLAIN_WORDS.split())

@@ -73,6 +73,7 @@ OPERATION_OF = {
     f"POST {API}/tasks": "task.create",
     f"POST {API}/tasks/{{operationId}}/stop": "task.stop",
     f"POST {API}/tasks/{{operationId}}/retry": "task.retry",
+    f"POST {API}/tasks/{{operationId}}/resume": "task.resume",
     f"POST {API}/tasks/{{operationId}}/devices/{{device}}/stop": "task.stop-device",
 }
 

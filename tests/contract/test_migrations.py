@@ -332,6 +332,9 @@ SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
             },
         ),
     ],
+    "0009": [
+        ("restoration", {"id": 4, "restored_at": 9, "taken_at": 8, "attempt_base": 200_000_000}),
+    ],
 }
 
 # What a row of SAMPLES is when a later revision changes it on purpose: (table, column) -> old value to new value.

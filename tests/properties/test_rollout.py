@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, LogEntry, UpgradeKey
+from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, Hold, LogEntry, UpgradeKey
 from openiodm.campaigns.rollout import (
     Answer,
     CancelAnswer,
@@ -32,6 +32,7 @@ from openiodm.campaigns.states import FINAL, GRANTED, UPGRADE_TRANSITIONS, Upgra
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.packages.model import PackageKey
+from openiodm.protocols.ddi.session import is_offered
 
 S = UpgradeState
 NOW = 1_000_000
@@ -88,6 +89,7 @@ def standings(draw: st.DrawFn) -> Standing:
         attempt_seq=draw(st.integers(0, 3)),
         sub_operation_id="sub-1",
         device_id="device-2",
+        hold=draw(st.sampled_from([None, None, None, *Hold])),
     )
 
 
@@ -176,6 +178,7 @@ def check(before: Standing, what: What, now: Instant, made: Step) -> None:
         assert not before.confirmation or before.confirmed or before.auto_confirm
         assert after.started_at == now
         assert before.version != TARGET
+        assert before.version is not None if before.reports_version else before.hold is None, "a restore was forgotten"
     if not isinstance(what, Versions) and after.version != before.version:
         # It tells no version, so its success is believed.
         assert moved is not None
@@ -229,6 +232,23 @@ def test_any_story_of_a_device_keeps_the_laws(s: Standing, story: list[tuple[int
         check(s, what, at, made)
         check_twice(made, what, at)
         s = made.standing
+
+
+@given(standings(), stories, st.integers(1, 10**8))
+@settings(max_examples=300, deadline=None)
+def test_what_was_open_at_a_backup_is_never_offered_again_and_shown_to_be_done_it_succeeds(
+    s: Standing, story: list[tuple[int, tuple[Any, ...]]], gap: int
+) -> None:
+    for passed, happening in story:
+        s = step(s, said(s, happening), Instant(NOW + passed)).standing
+    if s.state not in GRANTED:
+        return
+    s = msgspec.structs.replace(s, attempt_seq=s.attempt_seq + gap)
+    made = step(s, Contact(), Instant(NOW + 60))
+    assert made.standing == s
+    assert not is_offered(s)
+    assert not offers_bytes(s) or S.INSTALLING in (s.state, s.halted_in)
+    assert step(s, Versions(TARGET, TARGET), Instant(NOW + 60)).standing.state is S.SUCCESS
 
 
 @given(standings(), stories, st.integers(-100, 100).filter(bool), st.booleans())

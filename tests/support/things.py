@@ -129,6 +129,8 @@ def own_request(route: Route, t: Things, fresh: str) -> Request:
             request.body = {"name": fresh, **PRODUCT}
         case "POST api/tasks":
             request.body = {"kind": "firmware_upgrade", "fileId": t.file_id, "targets": {"devices": [t.spare_id]}}
+        case "POST api/tasks/{operationId}/resume":
+            request.body = {}
         case "GET api/audit":
             request.query = {"operation": "device.register"}
         case "POST api/tasks/{operationId}/retry":

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
+
 from openiodm.access.model import Actor
 from openiodm.campaigns import endings
 from openiodm.campaigns.endings import end_if_complete
-from openiodm.campaigns.model import CampaignKey, Clocks, ExecuteType, NewCampaign, Policy
+from openiodm.campaigns.model import CampaignKey, Clocks, ExecuteType, Hold, NewCampaign, Policy
 from openiodm.campaigns.ports import (
     CampaignDesk,
     CampaignRow,
@@ -19,7 +21,7 @@ from openiodm.campaigns.ports import (
 )
 from openiodm.campaigns.reports import Outcome, ReportDesk, Signal
 from openiodm.campaigns.rollout import Gone, Halt, Versions, What, may_retry
-from openiodm.campaigns.states import BORN_FINAL, CampaignEvent, next_campaign_status
+from openiodm.campaigns.states import BORN_FINAL, CAMPAIGN_FINAL, CampaignEvent, CampaignStatus, next_campaign_status
 from openiodm.clock import DAY, Clock, Instant, random_id
 from openiodm.devices.model import DeviceKey
 from openiodm.errors import Reason, Refusal
@@ -174,10 +176,38 @@ class CampaignCommands:
             if not await work.campaigns.package_lives(desk.key):
                 raise Refusal(Reason.NOTHING_TO_RETRY, "the task's package was deleted")
             await work.campaigns.begin_round(desk.key, reopened=True)
+            if desk.hold is Hold.ALL:  # it ended while it was held; whoever retries it wants it to go on
+                desk = msgspec.structs.replace(desk, hold=Hold.UNPROVEN)
+                await work.campaigns.set_hold(desk.key, desk.hold)
             await endings.begin_round_jobs(work, desk, now)
             if desk.window_end is not None:
                 await work.jobs.put(endings.WINDOW_END, desk.key, desk.window_end)
             await work.audit.record(actor, "task.retry", operation_id, now)
+
+        await self._writer.run(command)
+        self._wake()
+
+    async def resume(self, actor: Actor, operation_id: str, *, unproven: bool) -> None:
+        """Lets a task go on that a restore has held. A task that is not held stays as it is.
+
+        Devices that never tell their version go on only if `unproven`: they may have been upgraded after the backup.
+        All that wait have the whole online clock again.
+
+        Raises:
+            Refusal: CAMPAIGN_UNKNOWN, CAMPAIGN_FINISHED.
+        """
+
+        async def command(work: Work) -> None:
+            desk = await _campaign(work, actor, operation_id)
+            if desk.status in (CampaignStatus.SUCCESS, CampaignStatus.STOP):
+                raise Refusal(Reason.CAMPAIGN_FINISHED, f"the task has ended: {desk.status}")
+            now = self._clock.now()
+            if desk.hold is not None:
+                await work.campaigns.set_hold(desk.key, None if unproven else Hold.UNPROVEN)
+            if desk.hold is Hold.ALL and desk.status not in CAMPAIGN_FINAL:
+                await work.campaigns.set_open(desk.key, desk.work != "expanding")
+                await endings.begin_online_clock(work, desk, now)
+            await work.audit.record(actor, "task.resume", operation_id, now)
 
         await self._writer.run(command)
         self._wake()

@@ -6,7 +6,7 @@ remembers. A round that retries the device cancels the debt; a campaign that end
 pays what is left.
 """
 
-from openiodm.campaigns.model import CampaignKey
+from openiodm.campaigns.model import CampaignKey, Hold
 from openiodm.campaigns.ports import CampaignDesk, Work
 from openiodm.campaigns.rollout import Conclusion, conclude, may_retry
 from openiodm.campaigns.states import CAMPAIGN_FINAL, CampaignEvent, CampaignStatus, next_campaign_status
@@ -67,5 +67,11 @@ async def settle(work: Work, campaign: CampaignKey, after: int, limit: int, now:
 async def begin_round_jobs(work: Work, desk: CampaignDesk, now: Instant) -> None:
     """A new round resets the failed, and gives every waiting device the whole online clock again (in the window)."""
     await work.jobs.put(RETRY, desk.key, now)
+    if desk.hold is not Hold.ALL:
+        await begin_online_clock(work, desk, now)
+
+
+async def begin_online_clock(work: Work, desk: CampaignDesk, now: Instant) -> None:
+    """From now, or from the beginning of the window."""
     begin = now if desk.window_start is None else max(now, desk.window_start)
     await work.jobs.put(ONLINE, desk.key, Instant(begin + desk.clocks.online))

@@ -7,7 +7,7 @@ A piece is one transaction that queues behind stops and reports, so its size is 
 
 from openiodm.campaigns import endings, texts
 from openiodm.campaigns.endings import end_if_complete, result_owed, settle
-from openiodm.campaigns.model import CampaignKey
+from openiodm.campaigns.model import CampaignKey, Hold
 from openiodm.campaigns.ports import Work
 from openiodm.campaigns.states import BORN_FINAL, CAMPAIGN_FINAL, GRANTED, UpgradeState
 from openiodm.clock import SECOND, Instant
@@ -38,7 +38,7 @@ class Expand:
             await work.notices.born(desk.key, before, BORN_FINAL, now, owed=owed)
             return More()
         await work.campaigns.set_work(desk.key, "idle")
-        await work.campaigns.set_open(desk.key, True)
+        await work.campaigns.set_open(desk.key, desk.hold is not Hold.ALL)
         await end_if_complete(work, desk.key, now)
         return Done()
 

@@ -40,6 +40,13 @@ class ExecuteType(StrEnum):
     CUSTOM = "custom"  # within a window
 
 
+class Hold(StrEnum):
+    """What a restore has left of a task's right to go on."""
+
+    ALL = "all"  # nobody is granted and nothing is offered, until an operator resumes or stops it
+    UNPROVEN = "unproven"  # resumed; devices that never tell their version wait
+
+
 class Clocks(msgspec.Struct, frozen=True):
     """How long each phase may take, in milliseconds, from the entry into it."""
 
@@ -144,6 +151,7 @@ class Campaign:
     started_at: Instant | None
     stopped_at: Instant | None
     counters: Counters
+    hold: Hold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +177,7 @@ class Upgrade:
     last_seen_at: Instant | None = None
     blocker: str | None = None  # operationId of the task that held the device
     reason: str | None = None
+    reports_version: bool = False  # has the device ever told one of that kind?
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from openiodm.campaigns.model import (
     Change,
     Clocks,
     Counters,
+    Hold,
     LogEntry,
     NewCampaign,
     Policy,
@@ -76,6 +77,7 @@ class CampaignDesk(msgspec.Struct, frozen=True):
     clocks: Clocks
     open: bool
     counters: Counters
+    hold: Hold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,10 @@ class CampaignRows(Protocol):
 
     async def set_open(self, campaign: CampaignKey, is_open: bool) -> None:
         """The fence."""
+        ...
+
+    async def set_hold(self, campaign: CampaignKey, hold: Hold | None) -> None:
+        """What a restore has left of its right to go on."""
         ...
 
     async def mark_stopped(self, campaign: CampaignKey, now: Instant) -> None:

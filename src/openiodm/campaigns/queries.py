@@ -11,6 +11,7 @@ from openiodm.campaigns.model import (
     CampaignKind,
     Change,
     Counters,
+    Hold,
     IdempotencyKey,
     Upgrade,
 )
@@ -161,10 +162,16 @@ def why_waiting(campaign: Campaign, u: Upgrade, now: Instant) -> str | None:
         return "the task is still being expanded over its groups"
     if campaign.status is CampaignStatus.STOP:
         return "the task was stopped; this device is about to be"
+    if campaign.hold is Hold.ALL:
+        return "the task comes from a backup and is held until its operator resumes or stops it"
     if start is not None and now < start:
         return "the task's time window has not begun"
     if end is not None and now >= end:
         return "the task's time window is over; this device is about to be stopped"
+    if u.reports_version and u.current_version is None:
+        return "the device has not told its version since a backup was restored"
+    if campaign.hold is Hold.UNPROVEN and not u.reports_version:
+        return "the device never tells its version, so it may have been upgraded since the backup that was restored"
     if campaign.confirmation and u.action_id is not None and not u.confirmed:
         return "the device has denied the upgrade" if u.confirmed is False else "the device is to confirm the upgrade"
     if u.last_seen_at is None:

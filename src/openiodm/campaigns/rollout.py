@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from openiodm.campaigns import texts
-from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, LogEntry, UpgradeKey
+from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Counters, Hold, LogEntry, UpgradeKey
 from openiodm.campaigns.states import FINAL, UpgradeEvent, UpgradeState, next_upgrade_state
 from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
@@ -58,6 +58,8 @@ class Standing(msgspec.Struct, frozen=True):
     # what others call them
     sub_operation_id: str
     device_id: str
+    # the campaign's again
+    hold: Hold | None = None
 
 
 PhaseEvent = Literal[UpgradeEvent.DOWNLOAD_STARTED, UpgradeEvent.DOWNLOADED, UpgradeEvent.INSTALL_STARTED]
@@ -164,8 +166,26 @@ class Step(msgspec.Struct, frozen=True):
 
 
 def may_go(s: Standing, now: Instant) -> bool:
-    """Is the campaign open to new grants, and the moment inside its window?"""
-    return s.open and (s.window_start is None or now >= s.window_start) and (s.window_end is None or now < s.window_end)
+    """Is the campaign open to this device's grant, and the moment inside its window?"""
+    if not s.open or must_show_version(s):
+        return False
+    return (s.window_start is None or now >= s.window_start) and (s.window_end is None or now < s.window_end)
+
+
+def must_show_version(s: Standing) -> bool:
+    """Has the device to show first what it runs? A restore forgets the versions that devices tell by themselves: they
+    may have changed since the backup. One that never tells any cannot show that it is not upgraded yet.
+    """
+    return s.version is None if s.reports_version else s.hold is not None
+
+
+def is_from_backup(s: Standing) -> bool:
+    """Was its attempt under way when a backup was made that has been restored since?
+
+    Then nobody knows how it ended. It is never offered again, and ends by what the device says of it, by the version
+    that the device shows, or by its clock. (An open attempt is otherwise the device's newest.)
+    """
+    return s.action_id is not None and s.action_id != s.attempt_seq
 
 
 def wants_contact(s: Standing, now: Instant) -> bool:
@@ -197,7 +217,7 @@ def offers_bytes(s: Standing) -> bool:
         return s.halted_in is S.INSTALLING
     if s.state is S.INSTALLING:
         return True
-    return s.open and s.state in (S.OFFERED, S.DOWNLOADING, S.DOWNLOADED)
+    return s.open and not is_from_backup(s) and s.state in (S.OFFERED, S.DOWNLOADING, S.DOWNLOADED)
 
 
 def step(s: Standing, what: What, now: Instant) -> Step:
@@ -317,6 +337,8 @@ def _versions(s: Standing, what: Versions, now: Instant) -> Step:
     if version is None:
         return Step(s)
     s = msgspec.structs.replace(s, version=version, reports_version=True)
+    if version == s.target_version and _is_uncertain(s):
+        return _move(s, E.SUCCEEDED, now, "version", detail=texts.SAME_VERSION if s.state is S.WAIT else texts.UPGRADED)
     verifying = s.state is S.VERIFYING or (s.state is S.CANCELLING and s.halted_in is S.VERIFYING)
     if not verifying:
         return Step(s)
@@ -324,6 +346,11 @@ def _versions(s: Standing, what: Versions, now: Instant) -> Step:
         return _move(s, E.SUCCEEDED, now, "version", detail=texts.UPGRADED)
     detail = f"{texts.UPDATE_FAILED}: the device reports version {version}"[:MAX_DETAIL]
     return _move(s, E.FAILED, now, "version", detail=detail)
+
+
+def _is_uncertain(s: Standing) -> bool:
+    """Since a restore: may the device have had its upgrade already?"""
+    return s.hold is not None if s.state is S.WAIT else is_from_backup(s)
 
 
 _EXPIRY_TEXT = {

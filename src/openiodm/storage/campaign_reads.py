@@ -14,6 +14,7 @@ from openiodm.campaigns.model import (
     Change,
     Counters,
     ExecuteType,
+    Hold,
     Policy,
     Upgrade,
 )
@@ -25,7 +26,7 @@ from openiodm.storage.engine import Database, Row
 CAMPAIGN = """
 SELECT c.id, c.operation_id, c.kind, c.device_type, c.model, c.manufacturer_name, c.target_version, c.target_devices,
   c.target_groups, c.policy_given, c.execute_type, c.window_start, c.window_end, c.retry_times, c.confirmation,
-  c.status, c.round, c.work, c.created_at, c.started_at, c.stopped_at,
+  c.status, c.round, c.work, c.created_at, c.started_at, c.stopped_at, c.hold,
   k.total, k.wait, k.processing, k.success, k.fail, k.stop, k.timeout
 FROM campaign c JOIN campaign_counters k ON k.campaign_id = c.id
 """
@@ -36,6 +37,7 @@ IDEMPOTENT = "SELECT request_hash, operation_id FROM idempotency WHERE applicati
 UPGRADE = """
 SELECT u.ordinal, u.public_id, d.device_id, d.node_id, u.state, u.round, u.action_id, u.source_version,
   CASE WHEN c.kind = 'firmware_upgrade' THEN d.fw_version ELSE d.sw_version END AS current_version,
+  CASE WHEN c.kind = 'firmware_upgrade' THEN d.reports_fw ELSE d.reports_sw END AS reports_version,
   u.detail, u.error_code, u.created_at, u.started_at, u.finished_at, u.due_at, u.confirmed, d.last_seen_at,
   (SELECT b.operation_id FROM campaign b WHERE b.id = u.blocker_id) AS blocker
 FROM upgrade u JOIN device d ON d.id = u.device_id JOIN campaign c ON c.id = u.campaign_id
@@ -90,6 +92,7 @@ def campaign_of(r: Row) -> Campaign:
         started_at=r["started_at"],
         stopped_at=r["stopped_at"],
         counters=counters_of(r),
+        hold=None if r["hold"] is None else Hold(r["hold"]),
     )
 
 
@@ -118,6 +121,7 @@ def upgrade_of(r: Row) -> Upgrade:
         due_at=r["due_at"],
         confirmed=None if r["confirmed"] is None else bool(r["confirmed"]),
         last_seen_at=r["last_seen_at"],
+        reports_version=bool(r["reports_version"]),
         blocker=r["blocker"],
     )
 

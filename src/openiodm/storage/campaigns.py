@@ -8,7 +8,7 @@ lock sees the locked row as it is then, and every row that it joins to it as tha
 from collections.abc import Collection, Mapping, Sequence
 
 from openiodm.access.model import ApplicationKey
-from openiodm.campaigns.model import CampaignKey, Counters, UpgradeKey
+from openiodm.campaigns.model import CampaignKey, Counters, Hold, UpgradeKey
 from openiodm.campaigns.ports import (
     CampaignDesk,
 )
@@ -20,7 +20,7 @@ from openiodm.storage.new_campaigns import CONFLICT_TRIES, NewCampaignRows
 from openiodm.storage.standings import COUNTERS, StandingRows, clocks_of
 
 _LOOK = """
-SELECT k.campaign_id, c.status, c.work, c.round, c.retry_times, c.window_start, c.window_end, c.clocks, k.open,
+SELECT k.campaign_id, c.status, c.work, c.round, c.retry_times, c.window_start, c.window_end, c.clocks, k.open, c.hold,
 k.total, k.wait, k.processing, k.success, k.fail, k.stop, k.timeout
 FROM campaign_counters k JOIN campaign c ON c.id = k.campaign_id
 WHERE k.campaign_id = ANY($1::bigint[]) ORDER BY k.campaign_id
@@ -60,7 +60,7 @@ result_owed = NULL WHERE id = ANY($1::bigint[])
 
 def _desk_of(r: Row) -> CampaignDesk:
     """A row of `_LOOK`."""
-    key, status, work, round_, retry_times, window_start, window_end, clocks, is_open, *counters = r
+    key, status, work, round_, retry_times, window_start, window_end, clocks, is_open, hold, *counters = r
     return CampaignDesk(
         key=CampaignKey(key),
         status=CampaignStatus(status),
@@ -72,6 +72,7 @@ def _desk_of(r: Row) -> CampaignDesk:
         clocks=clocks_of(clocks),
         open=bool(is_open),
         counters=Counters(*counters),
+        hold=None if hold is None else Hold(hold),
     )
 
 
@@ -125,6 +126,11 @@ class CampaignRows(NewCampaignRows, StandingRows):
     async def set_open(self, campaign: CampaignKey, is_open: bool) -> None:
         """See the port."""
         await self._tx.execute("UPDATE campaign_counters SET open = $2 WHERE campaign_id = $1", campaign, is_open)
+
+    async def set_hold(self, campaign: CampaignKey, hold: Hold | None) -> None:
+        """See the port."""
+        value = None if hold is None else hold.value
+        await self._tx.execute("UPDATE campaign SET hold = $2 WHERE id = $1", campaign, value)
 
     async def mark_stopped(self, campaign: CampaignKey, now: Instant) -> None:
         """See the port."""

@@ -96,6 +96,7 @@ _ATTEMPTS = """
 SELECT node_id, max(attempt_seq) FROM device WHERE application_id = $1 AND node_id = ANY($2::text[])
 GROUP BY node_id
 """
+_ATTEMPT_BASE = "SELECT attempt_base FROM restoration ORDER BY id DESC LIMIT 1"
 _NODE_IDS_TAKEN = """
 SELECT node_id FROM device WHERE application_id = $1 AND node_id = ANY($2::text[]) AND deleted_at IS NULL
 """
@@ -262,6 +263,7 @@ class DeviceRows(GroupRows, DeviceReads):
         """The values of `_COLUMNS` for each device."""
         node_ids = [d.new.node_id for d in devices]
         attempts = {row[0]: row[1] for row in await self._tx.fetch(_ATTEMPTS, application, node_ids)}
+        base = int(await self._tx.fetchval(_ATTEMPT_BASE) or 0)  # it may have been here between backup and restore
         products = {p: await product_key(self._tx, p) for p in dict.fromkeys(d.new.product for d in devices)}
         return [
             (
@@ -286,7 +288,7 @@ class DeviceRows(GroupRows, DeviceReads):
                 _due(now, d.new.timeout_s),
                 now,
                 now,
-                attempts.get(d.new.node_id, 0),
+                attempts.get(d.new.node_id, base),
                 None,
                 None,
                 None,

@@ -28,10 +28,13 @@ SELECT a.app_id, d.id, d.psk FROM application a CROSS JOIN device d
 WHERE d.application_id = a.id AND d.node_id = $1 AND d.psk IS NOT NULL AND {_LIVE} ORDER BY a.id
 """
 _KEYS_AFTER = "SELECT id, node_id, psk FROM device WHERE id > $1 AND psk IS NOT NULL AND deleted_at IS NULL"
+# An attempt that is not the newest was under way when a backup was made that has been restored since: the device is not
+# spoken to about it (`rollout.is_from_backup`).
 _UNFINISHED = f"""
 SELECT {STANDING_COLUMNS}, {FILE_COLUMNS}, p.extra
 FROM upgrade u JOIN device d ON d.id = u.device_id {STANDING_JOINS} JOIN blob f ON f.sha256 = p.sha256
 WHERE u.device_id = ANY($1::bigint[]) AND u.finished_at IS NULL
+  AND (u.action_id IS NULL OR u.action_id = d.attempt_seq)
 """
 
 _COLUMNS = """

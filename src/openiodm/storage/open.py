@@ -10,7 +10,7 @@ from openiodm.storage.engine import Database
 from openiodm.storage.postgres import PostgresDatabase
 from openiodm.storage.sqlite import SqliteDatabase
 
-HEAD = "0008"  # the newest revision in migrations/versions; a test holds it equal to Alembic's
+HEAD = "0009"  # the newest revision in migrations/versions; a test holds it equal to Alembic's
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -33,6 +33,12 @@ async def open_database(url: str) -> Database:
     if await _postgres_revision(url) != HEAD:
         await _migrate(url)
     return await PostgresDatabase.open(url)
+
+
+async def revision_of(url: str) -> str | None:
+    """The revision that a database is of; None where there is none of ours. Changes nothing."""
+    path = sqlite_path(url)
+    return await _postgres_revision(url) if path is None else _sqlite_revision(path)
 
 
 async def _migrate(url: str) -> None:

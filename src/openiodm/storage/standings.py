@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, UpgradeKey
+from openiodm.campaigns.model import CampaignKey, CampaignKind, Clocks, Hold, UpgradeKey
 from openiodm.campaigns.ports import (
     Moved,
 )
@@ -32,7 +32,7 @@ p.source_versions, c.confirmation, c.clocks, c.window_start, c.window_end, k.ope
 CASE WHEN c.kind = 'firmware_upgrade' THEN d.fw_version ELSE d.sw_version END AS version,
 CASE WHEN c.kind = 'firmware_upgrade' THEN d.reports_fw ELSE d.reports_sw END AS reports_version,
 d.auto_confirm IS NOT NULL AS auto_confirm, d.attempt_seq, u.public_id AS sub_operation_id,
-d.device_id AS device_public_id
+d.device_id AS device_public_id, c.hold
 """
 STANDING_JOINS = """
 JOIN campaign c ON c.id = u.campaign_id
@@ -137,6 +137,7 @@ def standing_of(r: Row, first: int = 0) -> Standing:
         attempt_seq,
         sub_operation_id,
         device_id,
+        hold,
     ) = r[first : first + _STANDING_WIDTH]
     return Standing(
         upgrade=UpgradeKey(upgrade),
@@ -168,6 +169,7 @@ def standing_of(r: Row, first: int = 0) -> Standing:
         attempt_seq=attempt_seq,
         sub_operation_id=sub_operation_id,
         device_id=device_id,
+        hold=None if hold is None else Hold(hold),
     )
 
 

@@ -328,7 +328,10 @@ campaign = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),
     Column("stopped_at", BigInteger),
+    # Since a restore: nobody goes on ('all'), or only devices that show their version ('unproven' ones wait).
+    Column("hold", Text),
     CheckConstraint("kind IN ('firmware_upgrade', 'software_upgrade')", name="kind"),
+    CheckConstraint("hold IN ('all', 'unproven')", name="hold"),
     CheckConstraint("status IN ('wait', 'processing', 'success', 'failed', 'stop')", name="status"),
     CheckConstraint("work IN ('idle', 'expanding', 'retrying', 'sweeping')", name="work"),
     Index(None, "application_id", "id"),
@@ -664,4 +667,16 @@ lwm2m_registration = Table(
     Column("speaks_pcp", Boolean, nullable=False),
     Column("registered_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
+)
+
+# One row for every time that this database was made from a backup.
+restoration = Table(
+    "restoration",
+    metadata,
+    _id(),
+    Column("restored_at", BigInteger, nullable=False),
+    Column("taken_at", BigInteger, nullable=False),  # the moment of the backup
+    # Every attempt number that was given before is at most this one, whoever got it: devices begin above it.
+    Column("attempt_base", Integer, nullable=False),
+    sqlite_autoincrement=True,
 )

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from openiodm.campaigns.model import Campaign, CampaignKind, Change, Counters, ExecuteType, Policy, Upgrade
+from openiodm.campaigns.model import Campaign, CampaignKind, Change, Counters, ExecuteType, Hold, Policy, Upgrade
 from openiodm.campaigns.states import CampaignStatus, UpgradeState
 from openiodm.clock import Instant
 from openiodm.northbound.native.times import moment
@@ -53,6 +53,13 @@ class TaskView(msgspec.Struct, rename="camel"):
     status: CampaignStatus
     work: Annotated[str, Meta(description="what the server itself still does: idle, expanding, retrying, sweeping")]
     round: Annotated[int, Meta(description="0 = the first; rises with every retry of the task")]
+    hold: Annotated[
+        Hold | None,
+        Meta(
+            description="set by a restore: `all` while nobody goes on, then `unproven` while devices that never tell "
+            "their version wait; null: none"
+        ),
+    ]
     target_version: str
     targets: TargetsView
     policy: PolicyView | None
@@ -115,6 +122,7 @@ def task_view(c: Campaign) -> TaskView:
         status=c.status,
         work=c.work,
         round=c.round,
+        hold=c.hold,
         target_version=c.target_version,
         targets=TargetsView(
             _texts(c.target_devices),

@@ -85,6 +85,14 @@ class CreateTaskBody(CreateBody, rename="camel", kw_only=True):
     clocks: ClocksBody | None = None
 
 
+class ResumeBody(msgspec.Struct, rename="camel"):
+    """Who goes on."""
+
+    unproven: Annotated[
+        bool, Meta(description="also devices that never tell their version: they may be upgraded a second time")
+    ] = False
+
+
 class TaskList(msgspec.Struct, rename="camel"):
     """One page, newest first; `total` counts all matches."""
 
@@ -150,7 +158,7 @@ def _bad_list(field: str | None) -> Reason:
 
 
 def routes(commands: CampaignCommands, queries: CampaignQueries, clock: Clock, clocks: Clocks) -> list[Route]:
-    """The ten operations on tasks. `clocks` are the server's, for those that a body leaves out."""
+    """The eleven operations on tasks. `clocks` are the server's, for those that a body leaves out."""
     api = _Tasks(commands, queries, clock, clocks)
     return [*_task_routes(api), *_device_routes(api)]
 
@@ -204,6 +212,20 @@ def _task_routes(api: "_Tasks") -> list[Route]:
             "Retry the failed devices of a failed task",
             status=204,
             refusals=(*unknown, Reason.CAMPAIGN_FINISHED, Reason.NOTHING_TO_RETRY),
+        ),
+        Route(
+            "POST",
+            one + "/resume",
+            api.resume_task,
+            Needs.APPLICATION,
+            "Let a task go on that a restore has held",
+            body=ResumeBody,
+            status=204,
+            description=(
+                "Devices that tell their version are asked for it first, and end without a download if they have the "
+                "task's. A task that is not held stays as it is."
+            ),
+            refusals=(*unknown, Reason.CAMPAIGN_FINISHED),
         ),
         Route(
             "GET",
@@ -339,6 +361,10 @@ class _Tasks:
 
     async def retry_task(self, call: Call) -> None:
         await self._commands.retry(call.actor, _operation_id(call))
+
+    async def resume_task(self, call: Call) -> None:
+        body: ResumeBody = call.body
+        await self._commands.resume(call.actor, _operation_id(call), unproven=body.unproven)
 
     async def get_task_invariants(self, call: Call) -> Invariants:
         recount = await self._queries.recount(call.actor, _operation_id(call))

@@ -20,6 +20,7 @@ from openiodm.campaigns.rollout import (
     Standing,
     What,
     asks_confirmation,
+    is_from_backup,
     offers_bytes,
 )
 from openiodm.campaigns.states import UpgradeEvent, UpgradeState
@@ -42,7 +43,7 @@ class Base:
 
 def is_offered(s: Standing | None) -> bool:
     """Is there a deploymentBase to show?"""
-    return s is not None and s.open and s.state in OFFERED
+    return s is not None and s.open and s.state in OFFERED and not is_from_backup(s)
 
 
 def is_cancelled(s: Standing | None) -> bool:

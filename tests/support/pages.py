@@ -60,9 +60,9 @@ _CLI_HEAD = """\
 This page is generated from the commands themselves, and a test keeps it so. Write it anew with
 `.venv/bin/python -m tests.support.pages cli > docs/cli.md`.
 
-Two kinds of commands: `serve`, `app` and `audit` work on the server's database and need its [settings](settings.md);
-all others, but `tls`, which only writes files, are clients, which speak HTTP to a server, here or elsewhere, as one
-application.
+Two kinds of commands: `serve`, `app`, `audit`, `backup` and `restore` work on the server's database and need its
+[settings](settings.md); all others, but `tls`, which only writes files, are clients, which speak HTTP to a server, here
+or elsewhere, as one application.
 
 | variable | for |
 | --- | --- |
@@ -72,8 +72,8 @@ application.
 | `OPENIODM_CA` | clients: PEM file of the authorities to trust for `https`; without it the system's |
 | `OPENIODM_CLIENT_CERT` | clients: `CERT,KEY`, PEM files of the certificate to show to a server that asks for one |
 | `OPENIODM_TOKEN`, `OPENIODM_TOKEN_FILE` | `simulate`: a gateway token, or a file that holds it |
-| `OPENIODM_CONFIG` | `serve`, `app` and `audit`: settings as TOML |
-| `OPENIODM_...` | `serve`, `app` and `audit`: every [setting](settings.md) |
+| `OPENIODM_CONFIG` | `serve`, `app`, `audit`, `backup` and `restore`: settings as TOML |
+| `OPENIODM_...` | `serve`, `app`, `audit`, `backup` and `restore`: every [setting](settings.md) |
 
 A secret is never an option, since others could read that in the process list.
 

@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from openiodm.cli import apps, audit, callbacks, demo, devices, groups, notices, packages, serve, simulate, tasks, tls
+from openiodm.cli import (
+    apps,
+    audit,
+    backups,
+    callbacks,
+    demo,
+    devices,
+    groups,
+    notices,
+    packages,
+    serve,
+    simulate,
+    tasks,
+    tls,
+)
 from openiodm.cli.failure import INTERRUPTED, Failure
 
 EPILOG = (
@@ -34,6 +48,8 @@ app.add_typer(tasks.app, name="task")
 app.add_typer(notices.subscriptions, name="subscription")
 app.add_typer(notices.notices, name="notice")
 app.add_typer(tls.app, name="tls")
+app.command("backup")(backups.backup)
+app.command("restore")(backups.restore)
 app.command("simulate")(simulate.simulate)
 app.command("demo")(demo.demo)
 

@@ -17,7 +17,7 @@ from openiodm.cli.tables import field, when
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Tasks: create, list, show, devices, history, stop, retry, export, wait, check.",
+    help="Tasks: create, list, show, devices, history, stop, retry, resume, export, wait, check.",
 )
 
 TASKS = f"{NATIVE}/tasks"
@@ -53,6 +53,7 @@ FIELDS = (
     *NATIVE_COLUMNS[:4],
     ("round", field("round")),
     ("server's work", field("work")),
+    ("held", field("hold")),
     ("devices", field("targets", "devices")),
     ("groups", field("targets", "deviceGroups")),
     ("device type", field("targets", "deviceType")),
@@ -306,6 +307,30 @@ def retry(
     """Run the failed devices of a failed task again. With --json: the task as it is then."""
     with connect(url, app_id, secret_file, ca, client_cert) as client:
         client.call("POST", f"{_path(operation_id)}/retry")
+        if as_json:
+            tables.print_json(_task(client, operation_id))
+
+
+@app.command()
+def resume(
+    operation_id: OperationId,
+    url: options.Url = None,
+    app_id: options.AppId = None,
+    secret_file: options.SecretFile = None,
+    ca: options.Ca = None,
+    client_cert: options.ClientCert = None,
+    unproven: Annotated[
+        bool,
+        typer.Option(
+            "--unproven",
+            help="Also devices that never tell their version: they may be upgraded a second time.",
+        ),
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Let a task go on that a restore has held. With --json: the task as it is then."""
+    with connect(url, app_id, secret_file, ca, client_cert) as client:
+        client.call("POST", f"{_path(operation_id)}/resume", body={"unproven": unproven})
         if as_json:
             tables.print_json(_task(client, operation_id))
 

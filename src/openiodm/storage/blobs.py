@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, TypeVar
@@ -152,6 +152,14 @@ class FileStore:
             yield
         finally:
             await self.in_thread(lock.release)
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Keeps collections away from all that is here now, for a backup."""
+        async with AsyncExitStack() as stack:
+            for prefix in await self.in_thread(_names, self.folder, _PREFIX):
+                await stack.enter_async_context(self.shared(prefix))
+            yield
 
     async def remove(self, sha256s: Sequence[str]) -> tuple[int, int]:
         """See `BlobStore`."""

@@ -148,6 +148,11 @@ class _Statements:
             yield
 
 
+def statements(connection: Connection) -> Tx:
+    """A connection on which somebody else begins and commits."""
+    return _Statements(connection)
+
+
 class PostgresDatabase:
     """A pool of connections to one PostgreSQL database."""
 

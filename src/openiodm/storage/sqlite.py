@@ -134,6 +134,11 @@ class _Statements:
         self._c.execute("RELEASE s")
 
 
+def statements(connection: sqlite3.Connection) -> Tx:
+    """A connection on which somebody else begins and commits."""
+    return _Statements(connection)
+
+
 class SqliteDatabase:
     """One database file: a connection for reads, one for the writer, others for long snapshots."""
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.drills import crowds, devices, faults, floods, hostile
+from tests.drills import crowds, devices, faults, floods, hostile, restore
 from tests.drills.world import Report
 
 BOTH = ("sqlite", "postgresql")
@@ -78,6 +78,13 @@ DRILLS = (
         hostile.hostile,
         ("sqlite",),
         {"peers": (300, 1000), "package_mib": (64, 64)},
+    ),
+    Drill(
+        "D26",
+        "an old backup restored under a live fleet",
+        restore.old_backup_restored,
+        BOTH,
+        {"devices": (200, 2000)},
     ),
 )
 

@@ -39,6 +39,10 @@ class Server:
         self._log = folder / log
         self._process: asyncio.subprocess.Process | None = None
 
+    def use(self, database: str) -> None:
+        """From its next start on, and for commands, another database."""
+        self._environment["OPENIODM_DATABASE"] = database
+
     async def cli(self, *arguments: str) -> Any:
         """Runs a command of the CLI that prints JSON."""
         process = await asyncio.create_subprocess_exec(

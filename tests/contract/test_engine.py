@@ -1,8 +1,10 @@
 """What both engines promise to every room: the same SQL text, the same answers."""
 
+import asyncpg
 import pytest
 
 from openiodm.storage.engine import Database, InsertMany, UniqueViolation, UpdateMany
+from openiodm.storage.postgres import PostgresDatabase
 
 PRODUCTS = InsertMany("product", {"device_type": "text", "model": "text", "manufacturer_name": "text"})
 RENAME = UpdateMany("product", {"id": "bigint", "model": "text"}, {"model": "text"})
@@ -55,3 +57,32 @@ async def test_random_ids_are_made_by_the_database(database: Database) -> None:
     a, b = rows[0]["a"], rows[0]["b"]
     assert len(a) == len(b) == 32
     assert a != b
+
+
+ASK = "SELECT p.id, c.campaign_id FROM product p LEFT JOIN campaign_change c ON c.id = p.id WHERE p.model = $1"
+
+
+async def plan_of(database: PostgresDatabase) -> str:
+    """The plan that the session keeps for `ASK`, which it has executed last."""
+    name = await database.fetchval("SELECT name FROM pg_prepared_statements WHERE statement = $1", ASK)
+    return "\n".join(row[0] for row in await database.fetch(f"EXPLAIN EXECUTE \"{name}\" ('m')"))
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_plan_of_an_empty_table_is_not_kept_when_the_table_has_grown(database_url: str) -> None:
+    """Otherwise a first large task has every poll read all of its upgrades, until autovacuum has come by."""
+    admin = await asyncpg.connect(database_url)
+    await admin.execute("ALTER TABLE campaign_change SET (autovacuum_enabled = off)")
+    await admin.execute("VACUUM ANALYZE campaign_change")  # from then on it is known to be empty
+    await admin.execute(f"ALTER DATABASE {database_url.partition('?')[0].rpartition('/')[2]} "
+                        "SET plan_cache_mode = force_generic_plan")  # fmt: skip
+    kept = await PostgresDatabase.open(database_url, replan_s=3600)
+    anew = await PostgresDatabase.open(database_url, replan_s=0)
+    for database in (kept, anew):
+        await database.fetch(ASK, "m")
+        assert "Index Cond: (id = p.id)" not in await plan_of(database)
+    await admin.execute("INSERT INTO campaign_change (campaign_id) SELECT i FROM generate_series(1, 20000) i")
+    assert "Index Cond: (id = p.id)" not in await plan_of(kept)  # what PostgreSQL does by itself
+    assert "Index Cond: (id = p.id)" in await plan_of(anew)
+    for opened in (kept, anew, admin):
+        await opened.close()

@@ -18,6 +18,7 @@ ABANDONED_MS = 10_000
 what it has locked holds others up. Shorter than a job's lease: what is left open is undone before another takes over.
 """
 WRITE_CONNECTIONS = 2  # the writer's, and one for administration beside it
+REPLAN_S = 5.0
 
 
 @lru_cache(maxsize=1024)
@@ -81,6 +82,28 @@ async def _keep_session(_connection: Any) -> None:
 
     What is still open when a connection comes back (a transaction whose task was cancelled) asyncpg ends before this.
     """
+
+
+class _Session(asyncpg.Connection):
+    """A connection that makes its plans anew every few seconds.
+
+    PostgreSQL keeps the plan of a prepared statement until a table of it is analysed. One that was made while a table
+    was nearly empty reads all of it, for every poll, when a task has put a million rows there a moment later; and that
+    lasts until autovacuum has come by, a minute or more. A plan is made with the size that a table has then.
+    """
+
+    __slots__ = ("_planned_at",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._planned_at = asyncio.get_running_loop().time()
+
+    async def plan_anew(self, after_s: float) -> None:
+        """Unless that was done in the last `after_s` seconds."""
+        now = asyncio.get_running_loop().time()
+        if now - self._planned_at >= after_s:
+            self._planned_at = now
+            await self.execute("DISCARD PLANS")
 
 
 Connection = Any  # asyncpg.Connection or its pool proxy
@@ -164,15 +187,22 @@ class PostgresDatabase:
         self._write_slots = asyncio.Semaphore(WRITE_CONNECTIONS)
 
     @classmethod
-    async def open(cls, url: str) -> "PostgresDatabase":
+    async def open(cls, url: str, replan_s: float = REPLAN_S) -> "PostgresDatabase":
         """Connects; raises what asyncpg raises when it cannot.
 
         Sessions run with `synchronous_commit=on`: what a device was answered must survive the server's power loss.
         """
+
+        async def set_up(session: Any) -> None:
+            # Before it is used, not when it comes back: then a failure would be taken for that of a commit.
+            await session.plan_anew(replan_s)
+
         pool = await asyncpg.create_pool(
             url,
             min_size=2,
             max_size=READ_CONNECTIONS + WRITE_CONNECTIONS,
+            connection_class=_Session,
+            setup=set_up,
             reset=_keep_session,
             server_settings={
                 "synchronous_commit": "on",

@@ -125,7 +125,7 @@ class Front:
         except Exception as error:
             log.warning("not_ready", error=type(error).__name__)
             return False
-        return True
+        return self._rooms.writer.is_writable
 
     async def _empty_write(self, work: Work) -> None:
         """On a full disk reads go on: only a commit that is written shows that reports can be taken."""

@@ -47,7 +47,13 @@ DRILLS = (
         {"devices": (300, 3000), "servers": (2, 5)},
     ),
     Drill("D4", "every report twice, a third out of order", devices.repeats, BOTH, {"devices": (300, 3000)}),
-    Drill("D6", "a tenth of the devices silent in each phase", devices.silence, BOTH, {"devices": (300, 3000)}),
+    Drill(
+        "D6",
+        "a tenth of the devices silent in each phase",
+        devices.silence,
+        BOTH,
+        {"devices": (300, 3000), "clock_s": (6, 60)},
+    ),
     Drill("D7", "a stop at half of a campaign under load", devices.stop_at_half, BOTH, {"devices": (1000, 20_000)}),
     Drill("D11", "parallel creations with one key", crowds.one_key, BOTH, {"creates": (100, 100)}),
     Drill(
@@ -64,7 +70,9 @@ DRILLS = (
         BOTH,
         {"devices": (10_000, 100_000), "within": (10.0, 10.0)},
     ),
-    Drill("D15", "the disk is full in mid-campaign", faults.disk_full, ("sqlite",), {"devices": (500, 5000)}),
+    Drill("D15", "the disk of the database is full", faults.disk_full, BOTH, {"devices": (400, 5000)}),
+    Drill("D15", "the database is read-only", faults.read_only, BOTH, {"devices": (400, 5000)}),
+    Drill("D15", "the disk of the packages is full", faults.packages_full, BOTH, {"devices": (300, 3000)}),
     Drill(
         "D16",
         "ten times the limit from one address, one application, one device",
@@ -91,7 +99,7 @@ DRILLS = (
 
 async def perform(drill: Drill, engine: str, *, long: bool = False) -> Report:
     """Runs it in a folder of its own; what it raises is something wrong, too."""
-    report = Report(drill.name, engine)
+    report = Report(drill.name, engine, drill.what)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="openiodm-drill-") as name:
         arguments = {key: sizes[long] for key, sizes in drill.sizes.items()}
@@ -106,7 +114,6 @@ async def perform(drill: Drill, engine: str, *, long: bool = False) -> Report:
 
 def markdown(reports: list[Report], command: str) -> str:
     """The reports as a page."""
-    what = {drill.name: drill.what for drill in DRILLS}
     lines = [
         "# Drills",
         "",
@@ -119,15 +126,17 @@ def markdown(reports: list[Report], command: str) -> str:
     ]
     for r in reports:
         seen = "; ".join(f"{key}: {json.dumps(value)}" for key, value in r.figures.items())
-        lines.append(f"| {r.name} | {r.engine} | {what[r.name]} | {seen} | {len(r.wrong)} | {r.seconds} |")
-    lines += [f"- WRONG: {r.name} {r.engine}: {w}" for r in reports for w in r.wrong[:20]]
+        lines.append(f"| {r.name} | {r.engine} | {r.what} | {seen} | {len(r.wrong)} | {r.seconds} |")
+    lines += [f"- WRONG: {r.name} {r.engine}, {r.what}: {w}" for r in reports for w in r.wrong[:20]]
     return "\n".join(lines) + "\n"
 
 
 async def _main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.drills", description=__doc__)
     parser.add_argument("--long", action="store_true", help="the full sizes (an hour)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", choices=[drill.name for drill in DRILLS])
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", choices=sorted({drill.name for drill in DRILLS})
+    )
     parser.add_argument("--engine", choices=BOTH)
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()

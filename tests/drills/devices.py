@@ -7,10 +7,9 @@ from pathlib import Path
 from openiodm.simulator import Behaviour, Phase
 from openiodm.simulator.http import HttpClient
 from tests.drills.faults import same_as_devices
-from tests.drills.world import Report, World, world
+from tests.drills.world import Report, World, end_within, world
 from tests.support.process import fresh_database
 
-END_WITHIN_S = 240.0
 SWEPT_WITHIN_S = 60.0
 REFUSED_WITHIN_S = 1.0
 ACTION_OF = "deploymentBase/"
@@ -28,9 +27,9 @@ async def repeats(report: Report, folder: Path, *, devices: int) -> None:
         async with fresh_database(report.engine, home) as url, world(report.engine, url, home) as here:
             await here.register(devices)
             operation = await here.campaign()
-            fleet = here.fleet(here.profiles(devices, behaviour), within=3.0)
+            fleet = here.fleet(here.profiles(devices, behaviour), within=devices / 100)
             async with fleet.running():
-                await fleet.wait_for(within=END_WITHIN_S)
+                await fleet.wait_for(within=end_within(devices))
                 task = await here.api.wait_until_final(operation)
             await same_as_devices(report, here, task, fleet)
             rows = await here.rows(
@@ -45,11 +44,11 @@ async def repeats(report: Report, folder: Path, *, devices: int) -> None:
     report.figures["devices"] = devices
 
 
-async def silence(report: Report, folder: Path, *, devices: int) -> None:
+async def silence(report: Report, folder: Path, *, devices: int, clock_s: int) -> None:
     """D6: a tenth of the devices falls silent for ever in each phase: every slot comes back by its clock, the task
     ends, and exactly the silent ones are timed out.
     """
-    clocks = {f"{phase}_clock_s": "6" for phase in ("download", "install", "verify")}
+    clocks = {f"{phase}_clock_s": str(clock_s) for phase in ("download", "install", "verify")}
     async with fresh_database(report.engine, folder) as url, world(report.engine, url, folder, **clocks) as here:
         await here.register(devices)
         operation = await here.campaign()
@@ -59,9 +58,9 @@ async def silence(report: Report, folder: Path, *, devices: int) -> None:
         for phase in phases:
             silent = Behaviour(silence_rate=1.0, silent_phases=(phase,))
             profiles += here.profiles(tenth, silent, first=len(profiles))
-        fleet = here.fleet(profiles, within=3.0)
+        fleet = here.fleet(profiles, within=devices / 100)
         async with fleet.running():
-            task = await here.api.wait_until_final(operation, END_WITHIN_S)
+            task = await here.api.wait_until_final(operation, end_within(devices))
         sums = task["staResult"]
         if (sums["timeout"], sums["success"]) != (tenth * len(phases), devices - tenth * len(phases)):
             report.wrong.append(f"{sums} with {tenth} silent devices in each of {len(phases)} phases")
@@ -88,7 +87,7 @@ async def stop_at_half(report: Report, folder: Path, *, devices: int) -> None:
         # As many again would come after the stop, if they were let.
         fleet = here.fleet(here.profiles(devices - 1, slow), within=devices / 50)
         async with fleet.running():
-            await fleet.wait_for(lambda f: f.stats.succeeded >= devices // 2, within=END_WITHIN_S)
+            await fleet.wait_for(lambda f: f.stats.succeeded >= devices // 2, within=end_within(devices))
             began = time.monotonic()
             await here.api.call("POST", f"/api/v1/tasks/{operation}/stop")
             answered = time.monotonic() - began

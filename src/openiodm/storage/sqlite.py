@@ -19,12 +19,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from openiodm.storage.engine import InsertMany, Reader, Row, Tx, UniqueViolation, UpdateMany
+from openiodm.storage.engine import InsertMany, Reader, Row, Tx, UniqueViolation, Unwritable, UpdateMany
 
 CACHED_STATEMENTS = 512
 PAGE_CACHE_KIB = 16 * 1024
 BUSY_TIMEOUT_MS = 10_000
 BUSY_RETRY_S = 0.005
+
+# Primary result codes: the disk is full, or does not take what is written; on a read-only one files cannot be made.
+_UNWRITABLE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 
 _ANY = re.compile(r"= ANY\(\$(\d+)(?:::\w+\[\])?\)")
 _PARAMETER = re.compile(r"\$(\d+)")
@@ -128,8 +131,9 @@ class _Statements:
         try:
             yield
         except BaseException:
-            self._c.execute("ROLLBACK TO s")
-            self._c.execute("RELEASE s")
+            if self._c.in_transaction:  # a full disk ends the whole of it
+                self._c.execute("ROLLBACK TO s")
+                self._c.execute("RELEASE s")
             raise
         self._c.execute("RELEASE s")
 
@@ -192,8 +196,8 @@ class SqliteDatabase:
     async def transaction(self) -> AsyncIterator[Tx]:
         """See `Database`."""
         async with self._write_lock:
-            await self._begin()
             try:
+                await self._begin()
                 yield self._writer
                 loop = asyncio.get_running_loop()
                 commit = loop.run_in_executor(self._commits, self._write.execute, "COMMIT")
@@ -202,6 +206,11 @@ class SqliteDatabase:
             except asyncio.CancelledError:
                 if self._write.in_transaction:
                     await asyncio.get_running_loop().run_in_executor(self._commits, self._rollback)
+                raise
+            except sqlite3.OperationalError as error:
+                self._rollback()
+                if error.sqlite_errorcode & 0xFF in _UNWRITABLE:
+                    raise Unwritable(str(error)) from error
                 raise
             except BaseException:
                 self._rollback()

@@ -23,10 +23,11 @@ import structlog
 
 from openiodm.errors import Refusal
 from openiodm.scheduler.model import LeaseLost
-from openiodm.storage.engine import Conflict, Database, Tx, Unreachable
+from openiodm.storage.engine import Conflict, Database, Tx, Unreachable, Unwritable
 
 MAX_BATCH = 200  # items a commit
 COMMAND_SHARE = 50  # of these for commands, however many reports there are
+UNWRITABLE_S = 5.0
 CONFLICT_TRIES = 5  # of one item that other servers' transactions are in the way of
 
 log = structlog.get_logger(__name__)
@@ -83,6 +84,7 @@ class Writer(Generic[W]):
         self._wake = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
+        self._unwritable_at = -UNWRITABLE_S
         self.commits = 0
         self.items = 0
         self.committed: Callable[[float, int], None] = lambda _seconds, _items: None
@@ -91,6 +93,14 @@ class Writer(Generic[W]):
     def start(self) -> None:
         """Begins to work; the task belongs to this object and ends in `close`."""
         self._task = asyncio.create_task(self._run(), name="writer")
+
+    @property
+    def is_writable(self) -> bool:
+        """False as long as the last write that a full or read-only database refused is `UNWRITABLE_S` away.
+
+        A full disk still has room for one more small row here and there, so a single write that goes says little.
+        """
+        return time.monotonic() - self._unwritable_at >= UNWRITABLE_S
 
     def waiting(self) -> dict[str, int]:
         """How many items wait in each lane."""
@@ -158,6 +168,15 @@ class Writer(Generic[W]):
         except Unreachable as error:
             log.error("database_unreachable", items=len(batch), error=str(error) or type(error).__name__)
             results = [WriteFailed() for _ in batch]
+        except Unwritable as error:
+            if self.is_writable:  # once, not for everything that is tried meanwhile
+                log.error("database_unwritable", error=str(error))
+            self._unwritable_at = time.monotonic()
+            if len(batch) > 1:  # a full disk may have room for some of them
+                for item in batch:
+                    await self._commit([item])
+                return
+            results = [WriteFailed()]
         except Exception as error:
             if len(batch) == 1 and isinstance(error, Conflict) and tries > 1:
                 log.warning("write_conflicted", error=str(error))

@@ -244,6 +244,7 @@ async def expire_due(rooms: Rooms) -> int:
 async def clean_up(rooms: Rooms) -> None:
     """What is over, or was deleted long ago, goes."""
     await rooms.access.remove_expired_tokens()
+    await rooms.access.forget_old_logins()
     await rooms.audit.forget_old()
     await rooms.last_seen.flush()  # or a device that came at the last moment would be deleted
     await rooms.devices.delete_unactivated(DeviceStore(rooms.database))

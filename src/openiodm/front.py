@@ -63,9 +63,10 @@ class Front:
         self._looking: asyncio.Task[bool] | None = None
         if applications:
             settings = rooms.settings
-            compat = CompatGuard(rooms.access_queries, _flow(rooms, settings.calls_per_minute))
+            compat = CompatGuard(rooms.access_queries, _flow(rooms, settings.calls_per_minute, "flow_control"))
             self._compat = api_router(compat_routes(rooms), self._compat_edge, compat)
-            native = NativeGuard(rooms.access_queries, MemoryFlow(rooms.clock, settings.native_calls_per_minute))
+            flow = _flow(rooms, settings.native_calls_per_minute, "native_flow_control")
+            native = NativeGuard(rooms.access_queries, flow)
             self._native = api_router(native_routes(rooms), self._native_edge, native)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,9 +163,9 @@ def native_routes(rooms: Rooms) -> list[Route]:
     return [*routes, *native_openapi.routes(routes, __version__, native_devices.PATH_SCHEMAS, compat=compat)]
 
 
-def _flow(rooms: Rooms, per_minute: int) -> FlowControl:
+def _flow(rooms: Rooms, per_minute: int, table: str) -> FlowControl:
     if rooms.database.engine == "postgresql":
-        return SharedFlow(rooms.database, rooms.clock, per_minute)
+        return SharedFlow(rooms.database, rooms.clock, per_minute, table)
     return MemoryFlow(rooms.clock, per_minute)
 
 

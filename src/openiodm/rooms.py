@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from openiodm.access.audit import AuditTrail
 from openiodm.access.commands import AccessCommands
-from openiodm.access.login_limit import LoginLimit
+from openiodm.access.login_limit import LoginLimit, MemoryCounts
 from openiodm.access.model import TokenLives
 from openiodm.access.queries import AccessQueries
 from openiodm.access.request_limit import RequestLimit
@@ -49,6 +49,7 @@ from openiodm.storage.campaign_list import IndexedCampaignList
 from openiodm.storage.campaign_reads import SqlCampaignList, SqlCampaignReads
 from openiodm.storage.devices import DeviceStore
 from openiodm.storage.engine import Database
+from openiodm.storage.login_counts import SharedCounts
 from openiodm.storage.lwm2m import PcpTargets
 from openiodm.storage.notices import NoticeRules
 from openiodm.storage.open import open_database
@@ -192,9 +193,7 @@ def _build(
         database=database,
         clock=clock,
         writer=writer,
-        access=AccessCommands(
-            writer, clock, _token_lives(settings), LoginLimit(clock, settings.login_failures_per_minute)
-        ),
+        access=AccessCommands(writer, clock, _token_lives(settings), _login_limit(settings, database, clock)),
         access_queries=AccessQueries(AccessReads(database), clock),
         audit=AuditTrail(AuditReads(database), writer, clock, settings.audit_days),
         devices=DeviceCommands(writer, clock, campaigns, silences, max_devices=settings.devices_per_application),
@@ -228,6 +227,11 @@ def _build(
 def _downloads(settings: Settings, files: FileStore) -> Downloads:
     handover = Handover(settings.accel_prefix, files.folder) if settings.accel_prefix else None
     return Downloads(files.path, handover)
+
+
+def _login_limit(settings: Settings, database: Database, clock: Clock) -> LoginLimit:
+    n = settings.login_failures_per_minute
+    return LoginLimit(clock, n, SharedCounts(database, n) if database.engine == "postgresql" else MemoryCounts(n))
 
 
 def clocks(settings: Settings) -> Clocks:

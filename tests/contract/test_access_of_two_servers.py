@@ -55,6 +55,18 @@ async def test_a_token_of_one_server_is_good_on_the_other_until_either_issues_a_
     assert await two.statuses(second.access_token) == {403}
 
 
+async def test_of_servers_that_start_at_once_on_an_empty_database_one_makes_the_first_application(
+    database_url: str, tmp_path: Path
+) -> None:
+    folders = [load(environ={}, database=database_url, data_dir=str(tmp_path / n)) for n in ("a", "b", "c")]
+    async with open_rooms(folders[0]) as a, open_rooms(folders[1]) as b, open_rooms(folders[2]) as c:
+        made = await asyncio.gather(*(rooms.access.create_first_application("default") for rooms in (a, b, c) * 3))
+        (credentials,) = [one for one in made if one is not None]
+        (application,) = await b.access_queries.applications()
+        assert application.app_id == credentials.app_id
+        await c.access.login(credentials.app_id, credentials.secret)
+
+
 async def test_of_parallel_logins_on_both_exactly_one_token_stays(two: Two) -> None:
     servers = [two.world.rooms.access, two.rooms.access] * 6
     logins = await asyncio.gather(*(s.login(two.world.app_id, two.world.secret) for s in servers))

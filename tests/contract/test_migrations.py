@@ -335,6 +335,10 @@ SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "0009": [
         ("restoration", {"id": 4, "restored_at": 9, "taken_at": 8, "attempt_base": 200_000_000}),
     ],
+    "0010": [
+        ("native_flow_control", {"application_id": 1, "tokens": 5.5, "updated_at": 2}),
+        ("login_count", {"application": "a", "network": "::", "known_at": 1, "owed": 60_000, "updated_at": 2}),
+    ],
 }
 
 # What a row of SAMPLES is when a later revision changes it on purpose: (table, column) -> old value to new value.

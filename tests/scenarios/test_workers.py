@@ -5,9 +5,11 @@ import os
 import re
 import signal
 import socket
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ import psutil
 import pytest
 
 from tests.support.process import free_port
-from tests.support.served import GRACE_S, LATE_S, Process, login, refused, serving, shown, until
+from tests.support.served import GRACE_S, LATE_S, LOGIN, Process, login, refused, serving, shown, until
 
 pytestmark = [pytest.mark.scenario, pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)]
 
 USAGE = 2
 WITHIN_S = 30.0
+WRONG_SECRET = "100208"
 
 
 @asynccontextmanager
@@ -186,6 +189,69 @@ async def test_a_stop_lets_the_requests_of_every_worker_end(database_url: str, t
         go_on.set()
         assert await asyncio.gather(*uploads) == [201] * 8
         assert await parent.ended(20 + LATE_S) == 0
+
+
+async def each_alone(calls: list[Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]]) -> list[httpx.Response]:
+    """The answers to calls that are made at once, each on a connection of its own."""
+
+    async def one(call: Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]) -> httpx.Response:
+        async with httpx.AsyncClient(timeout=WITHIN_S) as http:
+            return await call(http)
+
+    return await asyncio.gather(*map(one, calls))
+
+
+@pytest.mark.parametrize("path", ["/iodm/northbound/v1.5.0/operations", "/api/v1/tasks"])
+async def test_of_calls_to_all_workers_at_once_exactly_the_limits_number_passes(
+    database_url: str, tmp_path: Path, path: str
+) -> None:
+    n = 20
+    async with workers(tmp_path, database_url, 4, calls_per_minute=n, native_calls_per_minute=n) as parent:
+        headers = await login(parent, shown(parent))
+        began = time.monotonic()
+        answers = await each_alone([lambda http: http.get(parent.url + path, headers=headers)] * (4 * n))
+        passed = [a.status_code for a in answers].count(200)
+        assert {a.status_code for a in answers} <= {200, 403, 429}
+        # What came back meanwhile, and one for the error of their clocks.
+        assert n <= passed <= n + (time.monotonic() - began) * n / 60 + 1
+
+
+async def test_wrong_secrets_are_counted_together_by_all_workers(database_url: str, tmp_path: Path) -> None:
+    n = 5
+    async with workers(tmp_path, database_url, 4, login_failures_per_minute=n) as parent:
+        credentials = shown(parent)
+        await login(parent, credentials)
+        wrong = {"appId": credentials["app id"], "secret": "wrong"}
+        began = time.monotonic()
+        answers = [
+            (await each_alone([lambda http: http.post(parent.url + LOGIN, data=wrong)]))[0].json() for _ in range(3 * n)
+        ]
+        looked_at = [a["error_code"] for a in answers].count(WRONG_SECRET)
+        assert n <= looked_at <= n + (time.monotonic() - began) * n / 60 + 1
+
+
+async def test_what_one_worker_has_answered_every_other_shows(database_url: str, tmp_path: Path) -> None:
+    product = {"deviceType": "t", "model": "m", "manufacturerName": "x"}
+    async with workers(tmp_path, database_url, 3) as parent:
+        headers = await login(parent, shown(parent))
+        stopped = {"operationStatus": "stop"}
+
+        async def total(http: httpx.AsyncClient, query: dict[str, str]) -> httpx.Response:
+            return await http.get(f"{parent.url}/iodm/northbound/v1.5.0/operations", headers=headers, params=query)
+
+        async with httpx.AsyncClient(base_url=parent.url, headers=headers, timeout=WITHIN_S) as http:
+            about = {"type": "firmwarePackage", "version": "V2", "name": "a.bin", **product}
+            file_id = (await http.post("/api/v1/packages", params=about, content=b"x")).json()["fileId"]
+            for n in range(1, 6):
+                device = (await http.post("/api/v1/devices", json={"nodeId": f"n{n}", **product})).json()["deviceId"]
+                task = {"kind": "firmware_upgrade", "fileId": file_id, "targets": {"devices": [device]}}
+                operation = (await http.post("/api/v1/tasks", json=task)).json()["operationId"]
+                if n % 2:
+                    answer = await http.post(f"/api/v1/tasks/{operation}/stop")
+                    assert answer.status_code < 300, answer.text
+                for query, count in (({}, n), (stopped, (n + 1) // 2)):
+                    pages = await each_alone([partial(total, query=query)] * 8)
+                    assert [page.json()["totalCount"] for page in pages] == [count] * 8
 
 
 async def test_sqlite_has_one_server_and_two_workers_are_refused_with_the_reason(

@@ -1,6 +1,7 @@
 """Changes of applications, logins and gateway tokens. Each command is one transaction."""
 
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -52,15 +53,24 @@ class AccessCommands:
             Refusal: BAD_INPUT for the name.
         """
         _check_name(name)
-        credentials = Credentials(random_id(), random_secret())
+        return await self._writer.run(partial(self._create, name=name, operator=operator))
 
-        async def create(work: AccessWork) -> Credentials:
-            app_id, hashed, now = credentials.app_id, hash_secret(credentials.secret), self._clock.now()
-            key = await work.access.insert_application(app_id, name, hashed, now)
-            await work.audit.record(Actor(key, app_id, operator), "application.create", app_id, now)
-            return credentials
+    async def create_first_application(self, name: str) -> Credentials | None:
+        """As `create_application`, if there is none yet: of several servers that start at once, one makes it."""
+
+        async def create(work: AccessWork) -> Credentials | None:
+            if not await work.access.has_no_application():
+                return None
+            return await self._create(work, name=name, operator=OPERATOR)
 
         return await self._writer.run(create)
+
+    async def _create(self, work: AccessWork, *, name: str, operator: str) -> Credentials:
+        credentials, now = Credentials(random_id(), random_secret()), self._clock.now()
+        app_id, hashed = credentials.app_id, hash_secret(credentials.secret)
+        key = await work.access.insert_application(app_id, name, hashed, now)
+        await work.audit.record(Actor(key, app_id, operator), "application.create", app_id, now)
+        return credentials
 
     async def rotate_secret(self, app_id: str, *, operator: str = OPERATOR) -> Credentials:
         """Replaces the secret and ends every session: whoever had the old one is out at once.
@@ -160,7 +170,7 @@ class AccessCommands:
             application = await _authentic(work.access, app_id, secret, address)
             return await self._issue(work, application, "session.login", address)
 
-        with self._limit.attempt(app_id, address):
+        async with self._limit.attempt(app_id, address):
             return await self._writer.run(log_in)
 
     async def refresh(self, app_id: str, secret: str, refresh_token: str, address: str = "") -> Login:
@@ -178,7 +188,7 @@ class AccessCommands:
                 raise Refusal(Reason.CREDENTIALS_WRONG, "the refresh token is not valid")
             return await self._issue(work, application, "session.refresh", address)
 
-        with self._limit.attempt(app_id, address):
+        async with self._limit.attempt(app_id, address):
             return await self._writer.run(refresh)
 
     async def logout(self, access_token: str, address: str = "") -> None:
@@ -256,6 +266,10 @@ class AccessCommands:
             await work.audit.record(actor, "gateway-token.revoke", str(token), now)
 
         await self._writer.run(revoke)
+
+    async def forget_old_logins(self) -> None:
+        """Wrong secrets that count no more, and where applications logged in long ago."""
+        await self._limit.forget_old()
 
     async def _issue(self, work: AccessWork, application: Application, operation: str, address: str) -> Login:
         now, lives, rows = self._clock.now(), self._lives, work.access

@@ -4,46 +4,44 @@ Only wrong secrets count: whoever knows one may log in as often as he likes. Onc
 address, the two have a count of their own there, so strangers who guess cannot lock it out, nor can a neighbour behind
 the same proxy. Guesses that are sent all at once are counted when they have been looked at: a debt to be waited for.
 
-In memory, of this server alone: secrets have 256 random bits, so what matters is that a flood of guesses soon costs no
-statement. What is remembered is bounded; what was used longest ago goes first.
+`MemoryCounts` is for one server. Several servers on one database share rows: `storage.login_counts.SharedCounts`.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from openiodm.access.flow import PERIOD_MS
-from openiodm.clock import Clock
+from openiodm.access.ports import LoginCounts, LoginKey, LoginStanding
+from openiodm.clock import Clock, Instant
 from openiodm.errors import Reason, Refusal
 
 MOST_REMEMBERED = 10_000
-"""Pairs that have logged in, and as many counts."""
+"""Pairs that have logged in, and as many counts, in memory."""
 MOST_AT_ONCE = 100
-"""Attempts under way that share a count: the largest debt."""
+"""Attempts under way in one server that share a count: the largest debt."""
 KEY_CHARS = 64
 """Of an appId that is counted; ours have 32."""
 IPV6_PREFIX = 64
 """One subscriber has all the addresses within it."""
 
-Key = tuple[str, str]  # application and network; one of them may be empty: any
+_NOTHING = LoginStanding(known=False, owed=0)
 
 
 class LoginLimit:
-    """`per_minute` wrong secrets; 0 turns it off."""
+    """`per_minute` wrong secrets; 0 turns it off. `counts` has the same number."""
 
-    def __init__(self, clock: Clock, per_minute: int) -> None:
+    def __init__(self, clock: Clock, per_minute: int, counts: LoginCounts | None = None) -> None:
         self._clock = clock
         self._per_minute = per_minute
-        self._known: OrderedDict[Key, None] = OrderedDict()
-        self._under_way: Counter[Key] = Counter()
-        # As in `MemoryFlow`: the moment at which a count will be back at zero, in 1/N ms.
-        self._clear_at: OrderedDict[Key, int] = OrderedDict()
+        self._counts = counts or MemoryCounts(per_minute)
+        self._under_way: Counter[LoginKey] = Counter()
 
-    @contextmanager
-    def attempt(self, app_id: str, address: str) -> Iterator[None]:
-        """Around the look at a secret.
+    @asynccontextmanager
+    async def attempt(self, app_id: str, address: str) -> AsyncIterator[None]:
+        """Around the look at a secret. A wrong one is counted before it is answered.
 
         Raises:
             Refusal: THROTTLED, before the look.
@@ -52,37 +50,70 @@ class LoginLimit:
             yield
             return
         pair = (app_id[:KEY_CHARS], network_of(address))
-        keys = [pair] if pair in self._known else [("", pair[1]), (pair[0], "")]
-        if any(self._is_over(key) for key in keys):
+        anyone = [("", pair[1]), (pair[0], "")]
+        standings = await self._counts.look([pair, *anyone], self._clock.now())
+        own = standings.get(pair, _NOTHING)
+        keys = [pair] if own.known else anyone
+        if any(self._is_over(key, standings.get(key, _NOTHING).owed) for key in keys):
             raise Refusal(Reason.THROTTLED, f"more than {self._per_minute} wrong secrets a minute")
         self._under_way.update(keys)
         try:
             yield
         except Refusal as refusal:
             if refusal.reason is Reason.CREDENTIALS_WRONG:
-                self._count(keys)
+                await self._counts.add(keys, self._clock.now())
             raise
         finally:
             self._under_way.subtract(keys)
             for key in keys:
                 if not self._under_way[key]:
                     del self._under_way[key]
-        self._known[pair] = None
-        self._known.move_to_end(pair)
-        if len(self._known) > MOST_REMEMBERED:
-            self._known.popitem(last=False)
+        if not own.known or own.fades:
+            await self._counts.know(pair, self._clock.now())
 
-    def _is_over(self, key: Key) -> bool:
-        owed = self._clear_at.get(key, 0) - self._clock.now() * self._per_minute
+    def _is_over(self, key: LoginKey, owed: int) -> bool:
         return owed > (self._per_minute - 1) * PERIOD_MS or self._under_way[key] >= MOST_AT_ONCE
 
-    def _count(self, keys: list[Key]) -> None:
-        now = self._clock.now() * self._per_minute
+    async def forget_old(self) -> None:
+        """What no longer counts goes."""
+        await self._counts.forget_old(self._clock.now())
+
+
+class MemoryCounts:
+    """See `access.ports.LoginCounts`. What is remembered is bounded; what was used longest ago goes first."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self.known: OrderedDict[LoginKey, None] = OrderedDict()
+        # As in `MemoryFlow`: the moment at which a count will be back at zero, in 1/N ms.
+        self.clear_at: OrderedDict[LoginKey, int] = OrderedDict()
+
+    async def look(self, keys: Sequence[LoginKey], now: Instant) -> Mapping[LoginKey, LoginStanding]:
+        """What was used now goes last."""
+        found = {}
         for key in keys:
-            self._clear_at[key] = max(now, self._clear_at.get(key, 0)) + PERIOD_MS
-            self._clear_at.move_to_end(key)
-            if len(self._clear_at) > MOST_REMEMBERED:
-                self._clear_at.popitem(last=False)
+            if known := key in self.known:
+                self.known.move_to_end(key)
+            found[key] = LoginStanding(known, max(0, self.clear_at.get(key, 0) - now * self._per_minute))
+        return found
+
+    async def add(self, keys: Sequence[LoginKey], now: Instant) -> None:
+        """One more for each."""
+        at = now * self._per_minute
+        for key in keys:
+            self.clear_at[key] = max(at, self.clear_at.get(key, 0)) + PERIOD_MS
+            self.clear_at.move_to_end(key)
+            if len(self.clear_at) > MOST_REMEMBERED:
+                self.clear_at.popitem(last=False)
+
+    async def know(self, pair: LoginKey, now: Instant) -> None:
+        """As long as there is room."""
+        self.known[pair] = None
+        if len(self.known) > MOST_REMEMBERED:
+            self.known.popitem(last=False)
+
+    async def forget_old(self, now: Instant) -> None:
+        """It is bounded."""
 
 
 @lru_cache(maxsize=4096)

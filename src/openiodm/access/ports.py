@@ -1,6 +1,7 @@
 """What the access room needs of storage, and what others need of its flow control."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from openiodm.access.model import (
@@ -61,6 +62,10 @@ class AccessReads(Protocol):
 
 class AccessRows(AccessReads, Protocol):
     """Reads and writes within one transaction."""
+
+    async def has_no_application(self) -> bool:
+        """Is there none yet? On no server is one made until the transaction ends."""
+        ...
 
     async def insert_application(self, app_id: str, name: str, secret_hash: str, now: Instant) -> ApplicationKey:
         """A new application, with target tokens and gateway tokens allowed."""
@@ -184,4 +189,40 @@ class FlowControl(Protocol):
         Raises:
             Refusal: THROTTLED; the call is not counted.
         """
+        ...
+
+
+LoginKey = tuple[str, str]
+"""An application and a network; one of them may be empty: any."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoginStanding:
+    """How a key stands: has that application logged in from there, and how many wrong secrets count against it still.
+
+    `owed` is in 1/60000 of a wrong secret. `fades`: it is forgotten one day unless it is known anew.
+    """
+
+    known: bool
+    owed: int
+    fades: bool = False
+
+
+class LoginCounts(Protocol):
+    """Wrong secrets, counted by key, and pairs that have logged in. Counts go back to zero by N a minute."""
+
+    async def look(self, keys: Sequence[LoginKey], now: Instant) -> Mapping[LoginKey, LoginStanding]:
+        """How they stand; a key that is missing has nothing against it."""
+        ...
+
+    async def add(self, keys: Sequence[LoginKey], now: Instant) -> None:
+        """One more wrong secret for each."""
+        ...
+
+    async def know(self, pair: LoginKey, now: Instant) -> None:
+        """That application has logged in from there."""
+        ...
+
+    async def forget_old(self, now: Instant) -> None:
+        """What no longer counts, and pairs that were not seen for long, go."""
         ...

@@ -168,7 +168,9 @@ async def _first_start(rooms: "Rooms", settings: "Settings", product: "Product |
 
     if await rooms.access_queries.applications():
         return
-    credentials = await rooms.access.create_application(FIRST_APPLICATION)
+    credentials = await rooms.access.create_first_application(FIRST_APPLICATION)
+    if credentials is None:  # another server was quicker
+        return
     lines = [
         "",
         f"This is the first start: an application {FIRST_APPLICATION!r} was made. Its secret is shown only now.",

@@ -101,12 +101,30 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
-# The rate limit's bucket, one row an application, used where several servers share a database.
-flow_control = Table(
-    "flow_control",
+
+def _buckets(name: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("application_id", BigId, ForeignKey("application.id"), primary_key=True),
+        Column("tokens", Float, nullable=False),
+        Column("updated_at", BigInteger, nullable=False),
+    )
+
+
+# Rate limits' buckets, one row an application, used where several servers share a database: of the compatible API, and
+# of the native one.
+flow_control = _buckets("flow_control")
+native_flow_control = _buckets("native_flow_control")
+
+# Wrong secrets, for an application, a network or both; and where an application has logged in. Used as the above.
+login_count = Table(
+    "login_count",
     metadata,
-    Column("application_id", BigId, ForeignKey("application.id"), primary_key=True),
-    Column("tokens", Float, nullable=False),
+    Column("application", Text, primary_key=True),  # what was tried: there may be no such application
+    Column("network", Text, primary_key=True),
+    Column("known_at", BigInteger),
+    Column("owed", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
 )
 

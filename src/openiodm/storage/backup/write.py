@@ -27,7 +27,9 @@ from openiodm.storage.tables import metadata
 PAGE = 5000  # rows a read
 
 # Not rows that anybody misses: sessions (all log in again), the task list's change log, the rate limit's buckets.
-LEFT_OUT = frozenset({"access_token", "campaign_change", "campaign_change_trimmed", "flow_control"})
+LEFT_OUT = frozenset(
+    {"access_token", "campaign_change", "campaign_change_trimmed", "flow_control", "native_flow_control", "login_count"}
+)
 # Numbers of transactions mean nothing in another database.
 EMPTIED = {("history", "xid")}
 _TYPES = (

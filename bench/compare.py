@@ -13,6 +13,8 @@ the median of the rounds' ratios. `bench/README.md` says how to read them, `hist
 
 import argparse
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,16 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import history
+from files import nginx_ratio
 from machine import commit, machine, say
 from ours import OursServer
 from peer_goosebit import GoosebitServer
-from server import HERE, BenchError, Server
+from server import HERE, WORK, BenchError, Server
 from steps import Metrics, fleet, list_inside, one_round, startup, task_pages
 
 __all__ = ["OursServer", "machine", "say"]  # other benchmarks have them from here
 
 RESULTS = HERE / "results" / "latest.json"
-PARTS = ("rounds", "fleet", "lists", "inside", "startup")
+PARTS = ("rounds", "fleet", "lists", "inside", "nginx", "startup")
 
 Sides = dict[str, list[Metrics]]  # by server, a member a round
 
@@ -57,6 +60,7 @@ RATIOS = (
     Ratio("list", "list_per_s", "pages of {tasks:,} tasks /s", None),
 )
 LIST_P99_MS = 5.0
+DOWNLOAD_NGINX = 0.9  # of nginx alone, whichever of 1 and 8 connections is the worse
 STARTUP_S = 1.5
 RSS_MIB = 150.0
 
@@ -89,6 +93,10 @@ def verdicts(report: dict[str, Any]) -> list[Row]:
         title = one.title.format(**report["size"])
         share = "-" if found is None else f"{found:.2f}"
         rows.append((title, show(ours, one.figure), show(peer, one.figure), share, target, met))
+    if "download_nginx" in ratios:
+        found = ratios["download_nginx"]
+        target = f"of nginx >= {DOWNLOAD_NGINX:g}"
+        rows.append(("download behind nginx", "", "", f"{found:.2f}", target, found >= DOWNLOAD_NGINX))
     for engine, p99 in report["list_p99_ms"].items():
         title = f"page inside the server, {engine}, p99 ms"
         rows.append((title, f"{p99:.2f}", "-", "", f"ours < {LIST_P99_MS:g} ms", p99 < LIST_P99_MS))
@@ -128,7 +136,9 @@ def table(rows: Iterable[Row]) -> str:
 
 
 # --- a run ------------------------------------------------------------------------------------------------------
-def measure(servers: list[Server], options: argparse.Namespace) -> tuple[Sides, dict[str, Any], dict[str, Any]]:
+def measure(
+    servers: list[Server], options: argparse.Namespace, commands: list[str]
+) -> tuple[Sides, dict[str, Any], dict[str, Any]]:
     """Figures of each round, those that there is one of per server, and those that are ours alone."""
     sides: Sides = {OursServer.name: [{} for _ in range(options.rounds)]}
     sides[GoosebitServer.name] = [{} for _ in range(options.rounds)]
@@ -155,9 +165,21 @@ def measure(servers: list[Server], options: argparse.Namespace) -> tuple[Sides, 
     inside: dict[str, Any] = {"list_p99_ms": {}}
     if "inside" in options.parts and options.only != GoosebitServer.name:
         inside = list_inside(options)
+    nginx: dict[str, Any] = {}
+    if "nginx" in options.parts and options.only != GoosebitServer.name:
+        nginx = behind_nginx(options, commands)
     for server in servers:
         server.reset()  # its packages are large
-    return sides, once, inside
+    return sides, once, inside | nginx
+
+
+def behind_nginx(options: argparse.Namespace, commands: list[str]) -> dict[str, Any]:
+    """The server behind nginx to nginx alone (`files.py`); why not, where there is no nginx."""
+    if shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin") is None:
+        say("no nginx on this machine (apt-get install nginx-light): download_nginx is left out")
+        return {"left_out": {"download_nginx": "nginx is not installed"}}
+    say("downloads behind nginx")
+    return {"nginx": nginx_ratio(commands, megabytes=options.megabytes, rounds=2 if options.quick else 8)}
 
 
 def arguments() -> argparse.Namespace:
@@ -165,12 +187,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=[OursServer.name, GoosebitServer.name])
     parser.add_argument("--parts", default=",".join(PARTS), help="of " + ", ".join(PARTS))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="of a whole run results/latest.json, of a part .work/part.json")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     options = parser.parse_args()
     options.parts = options.parts.split(",")
     if wrong := set(options.parts) - set(PARTS):
         parser.error(f"--parts: no such part: {', '.join(sorted(wrong))}")
+    options.whole = options.only is None and set(options.parts) == set(PARTS)
+    options.out = options.out or (RESULTS if options.whole else WORK / "part.json")
     quick = options.quick
     options.rounds, options.seconds = (1, 3) if quick else (3, 10)
     options.devices, options.fleet, options.tasks = (200, 2000, 10_000) if quick else (1000, 10_000, 100_000)
@@ -186,8 +210,10 @@ def main() -> int:
     began, load = time.monotonic(), machine()
     for server in servers:
         server.setup()
-    sides, once, inside = measure(servers, options)
+    sides, once, alone = measure(servers, options, commands)
     rounds = {one.name: by_round(sides, one.figure) for one in RATIOS}
+    if alone.get("nginx"):
+        rounds["download_nginx"] = [alone["nginx"]["download_nginx"]]
     report = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -196,8 +222,9 @@ def main() -> int:
         "size": {"devices": options.devices, "fleet": options.fleet, "tasks": options.tasks, "mb": options.megabytes},
         "ratios": {name: round(statistics.median(some), 2) for name, some in rounds.items() if some},
         "spread": {name: [min(some), max(some)] for name, some in rounds.items() if some},
-        **inside,
-        "targets": {one.name: one.least for one in RATIOS if one.least} | {"list_p99_ms": LIST_P99_MS},
+        **alone,
+        "targets": {one.name: one.least for one in RATIOS if one.least}
+        | {"download_nginx": DOWNLOAD_NGINX, "list_p99_ms": LIST_P99_MS},
         "ours": medians(sides[OursServer.name]) | once[OursServer.name],
         "peer": medians(sides[GoosebitServer.name]) | once[GoosebitServer.name],
         "rounds": sides,
@@ -208,7 +235,7 @@ def main() -> int:
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     rows = verdicts(report)
     print(table(rows))
-    if options.out == RESULTS and options.only is None and set(options.parts) == set(PARTS):
+    if options.out == RESULTS and options.whole:
         print("\n" + history.added(report))
         subprocess.run([sys.executable, str(HERE / "pages.py")], check=True)  # docs/ shows this run
     return int(options.check and any(met is False for *_, met in rows))

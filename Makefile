@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
+PLOTS := $(VENV)/.plots
 
 # An environment that is active in the caller's shell, or meant for other trees, must not leak into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUALENV
@@ -15,7 +16,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_USER PIP_RE
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check unit drills drills-long bench clean
+.PHONY: help setup demo run test check unit drills drills-long bench plots clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -51,6 +52,9 @@ drills-long: $(DEV) ## the same with up to 100,000 devices (hours; reports go in
 bench: $(DEV) ## compare with the Python peer on this machine (some twelve minutes; ARGS=--quick for two)
 	$(BIN)/python bench/compare.py $(ARGS)
 
+plots: $(PLOTS) ## draw the plots of docs/performance.md from bench/results
+	$(BIN)/python bench/plots.py
+
 clean: ## remove what was installed, built and cached (./data stays)
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -66,4 +70,8 @@ $(RUNTIME): pyproject.toml | $(BIN)/pip
 # After the runtime, not beside it: two pips in one environment would trip over each other under `make -j`.
 $(DEV): pyproject.toml $(RUNTIME)
 	$(PIP) install --editable '.[dev]'
+	@touch $@
+
+$(PLOTS): pyproject.toml $(DEV)
+	$(PIP) install --editable '.[plots]'
 	@touch $@

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """How the cost of a poll, a report, an update, a group task and a list page grows with what there is.
 
-    python bench/growth.py                             everything: some eight minutes
+    python bench/growth.py                             everything: some ten minutes
     python bench/growth.py --part devices --engine sqlite --devices 100 1000
                                                        a part of it; the rest of the file stays as it was
 
 `devices`: servers with 100 to 100,000 devices on each engine: idle polls, a task for all of them, repeated reports,
 whole updates. What counts is CPU time, of the server's process and of PostgreSQL's, since it tells what a core has time
 for even where the machine is shared; rates are of one server on one core with 32 connections. On PostgreSQL also the
-bytes of WAL, and what a row of each table takes. `tasks`: pages of a task list of 1,000 to 100,000 tasks, by
-`task_list.py`. The result is `results/growth.json`; `plots.py` draws it.
+bytes of WAL, and what a row of each table takes. `workers`: polls and reports to 1, 2 and 4 server processes on one
+PostgreSQL, one campaign; on a machine of two cores the rate cannot grow with them, but the cost of a request could.
+`tasks`: pages of a task list of 1,000 to 100,000 tasks, by `task_list.py`. The result is `results/growth.json`;
+`plots.py` draws it.
 """
 
 import argparse
@@ -18,6 +20,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,9 +37,10 @@ from server import HERE, WORK, BenchError, Server, make_artifact
 from openiodm.storage.open import open_database
 
 RESULTS = HERE / "results" / "growth.json"
-PARTS = ("devices", "tasks")
+PARTS = ("devices", "workers", "tasks")
 DEVICES = (100, 1000, 10_000, 100_000)
 TASK_LISTS = (1000, 10_000, 100_000)
+WORKERS = (1, 2, 4)
 PORT = 18_061
 SECONDS = 4
 FLUSHED_S = 6  # `last_seen_flush_s` is 5
@@ -55,8 +60,13 @@ class GrownServer(CrowdServer):
 
     name = "openiodm-growth"
 
+    workers = 0  # 0: one process on one core
+
     def pinned(self) -> list[str]:
-        return Server.pinned(self)
+        return super().pinned() if self.workers else Server.pinned(self)
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "OPENIODM_WORKERS": str(self.workers or 1)}
 
     def cost(self, mode: str, *options: str, of: str = "requests") -> Metrics:
         """One run of the generator: its figures, and what each of `of` cost."""
@@ -100,7 +110,9 @@ async def _settle(url: str) -> None:
     await database.close()
 
 
-def fleet_of(devices: int, on: Engine) -> Metrics:
+@contextmanager
+def filled(devices: int, on: Engine, workers: int = 0) -> Iterator[GrownServer]:
+    """A server with so many devices of one group, and a package for them."""
     server = GrownServer(PORT, [], on)
     server.reset()
     server.start()
@@ -112,11 +124,23 @@ def fleet_of(devices: int, on: Engine) -> Metrics:
         server.stop()
     fill(on.url, devices)
     asyncio.run(_settle(on.url))
+    server.workers = workers
     server.start()
     try:
-        return _costs(server, devices)
+        yield server
     finally:
         server.stop()
+
+
+def processes(workers: int, on: Engine) -> Metrics:
+    """Polls and reports by so many server processes; they, PostgreSQL and the generator share the cores."""
+    often = ("--concurrency", "64", "--duration", str(SECONDS), "--warmup", "2", "--devices", str(REPORTING))
+    with filled(REPORTING, on, workers) as server:
+        poll = server.cost("poll", *often)
+        _create(server, REPORTING)
+        found = {"workers": workers, "poll": poll, "report": server.cost("feedback", *often)}
+    say(f"{workers} workers: " + json.dumps(found))
+    return found
 
 
 def _costs(server: GrownServer, devices: int) -> Metrics:
@@ -201,9 +225,13 @@ def main() -> int:
     for name in ENGINES if options.part in (None, "devices") else ():
         if options.engine in (None, name):
             for devices in options.devices or DEVICES:
-                with engine(name) as on:
-                    keep(report["devices"].setdefault(name, []), fleet_of(devices, on), "devices")
+                with engine(name) as on, filled(devices, on) as server:
+                    keep(report["devices"].setdefault(name, []), _costs(server, devices), "devices")
                 options.out.write_text(json.dumps(report, indent=2) + "\n")
+    for workers in WORKERS if options.part in (None, "workers") else ():
+        with engine("postgres") as on:
+            keep(report.setdefault("workers", []), processes(workers, on), "workers")
+        options.out.write_text(json.dumps(report, indent=2) + "\n")
     for tasks in TASK_LISTS if options.part in (None, "tasks") else ():
         for name, found in lists(tasks).items():
             keep(report["tasks"].setdefault(name, []), found, "tasks")

@@ -59,6 +59,7 @@ def plots() -> Iterator[Plot]:
         yield devices(growth)
         yield groups(growth, results("crowd"))
         yield tasks(growth, results("list"))
+        yield workers(growth)
 
 
 def devices(growth: Any) -> Plot:
@@ -70,6 +71,16 @@ def devices(growth: Any) -> Plot:
                 for one in growth["devices"][key]
             ]
     return Plot("devices", "CPU time for a request, database included", "devices", "milliseconds", lines)
+
+
+def workers(growth: Any) -> Plot:
+    lines: dict[str, Points] = {
+        f"{title}, {where}": [(one["workers"], one[what][key]) for one in growth["workers"]]
+        for what, title in (("poll", "idle poll"), ("report", "report"))
+        for key, where in (("cpu_ms", "servers"), ("database_cpu_ms", "PostgreSQL"))
+    }
+    title = "CPU time for a request, by server processes on one PostgreSQL"
+    return Plot("workers", title, "server processes", "milliseconds", lines, log_x=False)
 
 
 def groups(growth: Any, crowd: Any) -> Plot:
@@ -114,6 +125,8 @@ def draw(plot: Plot) -> None:
     if plot.log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    else:
+        axes.set_xticks(sorted({x for points in plot.lines.values() for x, _ in points}))
     if plot.log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))

@@ -133,6 +133,7 @@ def lwm2m_service(rooms: Rooms) -> Lwm2mService | None:
         rooms.downloads,
         rooms.clock,
         Listen(plain, secure, settings.coap_url, settings.coaps_url, settings.device_url),
+        rooms.limit,
         awake=Millis(settings.lwm2m_awake_s * SECOND),
         trusted_proxies=frozenset(settings.trusted_proxies),
     )

@@ -4,8 +4,10 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import pytest
 import structlog
 
 from openiodm.app import clean_up
+from openiodm.protocols.coap.codec import Code, Message, Option, Type, decode, encode_as
 from tests.conftest import ManualClock
+from tests.support.lwm2m import Field, build_field
 from tests.support.server import BASE, FIRMWARE, World, build_world
 
 TASKS = "/iodm/northbound/v1.5.0/operations"
@@ -177,3 +181,40 @@ async def test_without_limits_nobody_is_refused(build: Build) -> None:
         assert {(await polled(world, "dev1")).status_code for _ in range(1000)} == {200}
         wrong = {"Authorization": "TargetToken guess"}
         assert {(await polled(world, "dev1", HERE, **wrong)).status_code for _ in range(1000)} == {401}
+
+
+async def test_a_lwm2m_peer_beyond_its_limit_is_told_when_to_come_again_and_the_next_one_is_served(
+    database_url: str, tmp_path: Path
+) -> None:
+    """RFC 8516: 4.29, and the seconds in Max-Age."""
+    async with build_field(database_url, tmp_path, device_requests_per_minute=2) as field:
+        await field.register("n1")
+        with ask(field) as first, ask(field) as second:
+            assert [(await first("n1")).code for _ in range(2)] == [Code.CREATED] * 2
+            refused = await first("n1")
+            assert (refused.code, refused.option(Option.MAX_AGE)) == (Code.TOO_MANY_REQUESTS, bytes([30]))
+            assert (await second("nobody")).code == Code.FORBIDDEN
+            assert (await second("n1")).code == Code.CREATED
+
+
+@contextmanager
+def ask(field: Field) -> Iterator[Callable[[str], Awaitable[Message]]]:
+    """Registers an endpoint from a port of its own."""
+    numbers = count(1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
+        port.setblocking(False)
+        port.connect(field.address)
+
+        async def register(endpoint: str) -> Message:
+            queries = (b"lwm2m=1.0", b"lt=300", f"ep={endpoint}".encode())
+            options = ((Option.URI_PATH, b"rd"), *((Option.URI_QUERY, query) for query in queries))
+            message = Message(Code.POST, options, payload=b"</3/0>,</5/0>")
+            token = bytes([number := next(numbers)])
+            port.send(encode_as(message, Type.CON, number, token))
+            async with asyncio.timeout(30):
+                while True:  # the server asks the device things meanwhile
+                    heard = decode(await asyncio.get_running_loop().sock_recv(port, 2048))
+                    if heard.token == token and heard.code >= Code.CREATED:
+                        return heard
+
+        yield register

@@ -117,6 +117,13 @@ def test_a_noisy_neighbour_behind_the_same_address_breaks_no_update(clock: Manua
     assert gate.device(HERE, "unknown", asks).refused is Limited.ADDRESS
 
 
+def test_a_peer_without_a_credential_is_counted_from_its_first_request_on(clock: ManualClock) -> None:
+    gate = limit(clock, address=600, device=60)
+    assert [gate.peer(HERE, (HERE, 1)).refused for _ in range(61)] == [None] * 60 + [Limited.DEVICE]
+    assert [gate.peer(HERE, (HERE, 2)).refused for _ in range(40)] == [None] * 39 + [Limited.ADDRESS]
+    assert not gate.peer(THERE, (THERE, 1)).refused
+
+
 def test_wrong_credentials_shut_the_unknown_out_and_let_the_known_pass(clock: ManualClock) -> None:
     gate = known(clock, failures=3)
     for n in range(3):

@@ -167,6 +167,12 @@ class RequestLimit:
             return self._no(Limited.DEVICE, self._devices)
         return Turn(wait) if wait else AT_ONCE
 
+    def peer(self, address: str, peer: Hashable) -> Turn:
+        """A request of a peer that is told apart by where it sends from, or has shown who it is before."""
+        if (turn := self.address(address)).refused:
+            return turn
+        return AT_ONCE if self._devices.take(peer) is not None else self._no(Limited.DEVICE, self._devices)
+
     def accepted(self, device: Hashable) -> None:
         """What it showed is good: it is known from now on."""
         if device not in self._devices:

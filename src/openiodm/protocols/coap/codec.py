@@ -43,7 +43,7 @@ class Type(IntEnum):
 
 
 class Code(IntEnum):
-    """Methods and response codes (RFC 7252 section 12.1, RFC 7959 section 6, RFC 8132)."""
+    """Methods and response codes (RFC 7252 section 12.1, RFC 7959 section 6, RFC 8132, RFC 8516)."""
 
     EMPTY = 0x00
     GET = 0x01
@@ -73,6 +73,7 @@ class Code(IntEnum):
     PRECONDITION_FAILED = 0x8C
     REQUEST_ENTITY_TOO_LARGE = 0x8D
     UNSUPPORTED_CONTENT_FORMAT = 0x8F
+    TOO_MANY_REQUESTS = 0x9D
 
     INTERNAL_SERVER_ERROR = 0xA0
     NOT_IMPLEMENTED = 0xA1

@@ -1,7 +1,8 @@
 """The LwM2M server: what devices send over CoAP, plain and DTLS, to registrations, bytes and signals of the core.
 
-Order of checks for a registration: what it says (4.00, 4.12), whose endpoint it is (4.03), whether that is the PSK
-identity's (4.03). It is answered after the commit. What is said to devices of our own accord is `upgrades.py`'s.
+Order of checks for a registration: limits (4.29), what it says (4.00, 4.12), whose endpoint it is (4.03), whether that
+is the PSK identity's (4.03). It is answered after the commit. What is said to devices of our own accord is
+`upgrades.py`'s.
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
+from openiodm.access.request_limit import RequestLimit
 from openiodm.campaigns.model import LogEntry
 from openiodm.campaigns.rollout import Progress, offers_bytes
 from openiodm.campaigns.states import UpgradeEvent, UpgradeState
@@ -63,6 +65,7 @@ class Lwm2mServer:
         files: PackageFiles,
         clock: Clock,
         chance: Callable[[int], bytes],
+        limit: RequestLimit,
     ) -> None:
         self._directory = directory
         self._registrations = registrations
@@ -72,6 +75,7 @@ class Lwm2mServer:
         self._files = files
         self._clock = clock
         self._chance = chance
+        self._limit = limit
         self._activated: set[DeviceKey] = set()
 
     async def load(self, peer_at: Callable[[Address], Peer | None] | None, carrier: Carrier | None) -> int:
@@ -109,7 +113,18 @@ class Lwm2mServer:
         path = message.path
         if message.code == Code.GET and len(path) == 1:
             return self._package(peer, message, path[0])
+        if (refused := self._too_many(peer)) is not None:
+            return refused
         return self._answer(carrier, peer, message, path)
+
+    def _too_many(self, peer: Peer) -> Message | None:
+        """RFC 8516 section 3: 4.29, and in Max-Age when to come again. A device is its PSK identity, or its address and
+        port. Requests for bytes are not counted: there is one under way at a time, and each costs no statement.
+        """
+        turn = self._limit.peer(peer.address[0], peer.identity or peer.address)
+        if not turn.refused:
+            return None
+        return Message(Code.TOO_MANY_REQUESTS, ((Option.MAX_AGE, bytes([turn.retry_after_s])),))
 
     async def _answer(self, carrier: Carrier, peer: Peer, message: Message, path: tuple[str, ...]) -> Message:
         try:

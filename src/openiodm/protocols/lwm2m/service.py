@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from openiodm.access.request_limit import RequestLimit
 from openiodm.clock import Clock, Millis, SteadyClock, random_bytes
 from openiodm.protocols.coap import openssl
 from openiodm.protocols.coap.carrier import Address, Peer
@@ -62,6 +63,7 @@ class Lwm2mService:
         downloads: Downloads,
         clock: Clock,
         listen: Listen,
+        limit: RequestLimit,
         *,
         awake: Millis,
         trusted_proxies: frozenset[str] = frozenset(),
@@ -86,7 +88,7 @@ class Lwm2mService:
             awake=awake,
         )
         self.server = Lwm2mServer(
-            directory, registrations, devices, self.upgrades, self.clients, self._files, clock, random_bytes
+            directory, registrations, devices, self.upgrades, self.clients, self._files, clock, random_bytes, limit
         )
         self.site = PackageSite(self.server.client_of, self.upgrades, downloads, trusted_proxies)
 

@@ -130,7 +130,7 @@ async def _without_writes(
     """
     await here.register(devices)
     operation = await here.campaign()
-    fleet = here.fleet(here.profiles(devices, LIVELY), within=12.0)
+    fleet = here.fleet(here.profiles(devices, LIVELY), within=10.0)
     async with fleet.running():
         await asyncio.sleep(3.0)
         await asyncio.to_thread(take)

@@ -22,13 +22,14 @@ from openiodm.devices.told import Description
 from openiodm.front import Front
 from openiodm.listeners import Address, Listener, address_of, bound, listener, listening, renew
 from openiodm.listeners import StartError as StartError  # what `running` raises
-from openiodm.metrics import Exposition, Measured, Metrics
+from openiodm.metrics import Exposition, Measured, Metrics, Present
 from openiodm.protocols.lwm2m.service import Listen, Lwm2mService, Lwm2mStartError
 from openiodm.protocols.pcp.codec import FRAGMENT_DEFAULT
 from openiodm.rooms import DatabaseClock, Rooms, open_rooms
 from openiodm.scheduler.runner import Periodic
 from openiodm.settings import Settings, host_port
 from openiodm.storage import change_log
+from openiodm.storage.campaign_list import IndexedCampaignList
 from openiodm.storage.devices import DeviceStore
 from openiodm.storage.lwm2m import SqlEndpointDirectory, SqlRegistrations
 from openiodm.storage.open import sqlite_path
@@ -168,16 +169,28 @@ async def _measured(
     metrics = Metrics(__version__)
     rooms.writer.committed = metrics.committed
     rooms.campaigns.signalled = metrics.signalled
+    rooms.downloads.sent, rooms.downloads.ended = metrics.sent, metrics.downloaded
+    rooms.scheduler.stepped = metrics.stepped
+    rooms.deliverer.attempted = metrics.attempted
 
     async def refresh() -> None:
         seen = await overview(rooms.database, rooms.clock.now())
-        metrics.look(seen, rooms.writer.waiting(), rooms.downloads.active)
+        index = next((i for i in rooms.indexes if isinstance(i, IndexedCampaignList)), None)
+        metrics.look(
+            seen,
+            Present(
+                waiting=rooms.writer.waiting(),
+                downloads=rooms.downloads.active,
+                receivers=rooms.deliverer.receivers,
+                index=None if index is None else await index.look(),
+            ),
+        )
 
     check = DriftCheck(rooms.campaign_reads, metrics.recounted)
     periodic = Periodic("drift", DRIFT_LOOK_S, check.look)
     periodic.start()
     try:
-        apps = [Measured(front, metrics, front.api_of) for front in fronts]
+        apps = [Measured(front, metrics, front.kind_of) for front in fronts]
         told = Exposition(metrics, refresh)
         yield apps, [listener(told, address, rooms.settings.shutdown_grace_s) for address in addresses]
     finally:

@@ -85,13 +85,13 @@ class Front:
         else:
             await json_response({"error": "not found"}, 404)(scope, receive, send)
 
-    def api_of(self, path: str) -> str:
-        """ddi, native, health or compat."""
+    def kind_of(self, path: str) -> tuple[str, str | None]:
+        """ddi, native, health or compat; of ddi also poll, report, download or other."""
         if self._ddi is not None and DdiServer.serves(path):
-            return "ddi"
+            return "ddi", DdiServer.kind_of(path)
         if path.startswith("/api/"):
-            return "native"
-        return "health" if path in ("/healthz", "/readyz") else "compat"
+            return "native", None
+        return ("health" if path in ("/healthz", "/readyz") else "compat"), None
 
     async def _api(self, api: ASGIApp, edge: Edge, scope: Scope, receive: Receive, send: Send) -> None:
         """Hands a request of an application on as if no proxy stood between, unless its address asks too much.

@@ -33,7 +33,27 @@ class Overview:
     jobs_leased: Mapping[str, int]
     notices_pending: int
     notices_undelivered: int
+    notices_wait_ms: int  # for how long the oldest of those to be delivered has waited
     upgrades_unfinished: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListIndex:
+    """The task list's index in memory. `behind`: changes in its log that it has not read yet."""
+
+    tasks: int
+    octets: int
+    behind: int
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What this process has in hand. `waiting` is the writer's queue by lane; `index` None: not built."""
+
+    waiting: Mapping[str, int]
+    downloads: int
+    receivers: int
+    index: ListIndex | None
 
 
 class Metrics:
@@ -53,6 +73,19 @@ class Metrics:
             buckets=REQUEST_BUCKETS,
             registry=registry,
         )
+        self._device_requests = Counter(
+            "openiodm_device_requests",
+            "DDI requests answered, by kind and status.",
+            ["what", "status"],
+            registry=registry,
+        )
+        self._device_seconds = Histogram(
+            "openiodm_device_request_seconds",
+            "Of DDI, as openiodm_request_seconds.",
+            ["what"],
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
         self._signals = Counter(
             "openiodm_device_signals", "What devices did, said, or let pass; durable.", ["what"], registry=registry
         )
@@ -67,18 +100,78 @@ class Metrics:
         )
         self._queue = Gauge("openiodm_writer_waiting", "Items that wait for a commit.", ["lane"], registry=registry)
         self._downloads = Gauge("openiodm_downloads", "Package downloads under way.", registry=registry)
+        self._downloaded = Counter("openiodm_downloads_ended", "Downloads, by their end.", ["how"], registry=registry)
+        self._bytes = Counter("openiodm_download_bytes", "Package bytes that we sent.", registry=registry)
+        self._steps = Counter(
+            "openiodm_job_steps",
+            "Steps of jobs; lost: another server had the lease.",
+            ["kind", "end"],
+            registry=registry,
+        )
+        self._step_seconds = Histogram(
+            "openiodm_job_step_seconds",
+            "A step of a job, with its wait for the writer.",
+            ["kind"],
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
         self._jobs = Gauge("openiodm_jobs", "Jobs that are due, by kind.", ["kind", "state"], registry=registry)
         self._notices = Gauge("openiodm_notices", "Notices to be delivered, or given up.", ["state"], registry=registry)
+        self._oldest = Gauge(
+            "openiodm_notice_wait_seconds", "For how long the oldest pending notice has waited.", registry=registry
+        )
+        self._attempts = Counter(
+            "openiodm_notice_attempts", "Attempts to deliver a notice, by their end.", ["end"], registry=registry
+        )
+        self._attempt_seconds = Histogram(
+            "openiodm_notice_attempt_seconds",
+            "An attempt to deliver a notice, connecting included.",
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self._receivers = Gauge(
+            "openiodm_receivers_leased", "Receivers that this server delivers to.", registry=registry
+        )
+        self._index_tasks = Gauge("openiodm_list_index_tasks", "Tasks in the list's index.", registry=registry)
+        self._index_bytes = Gauge("openiodm_list_index_bytes", "Memory of the list's bitmaps.", registry=registry)
+        self._index_behind = Gauge(
+            "openiodm_list_index_behind", "Changes that the list's index has not read yet.", registry=registry
+        )
+        self._index_ready = Gauge(
+            "openiodm_list_index_ready", "1: the task list is answered from the index.", registry=registry
+        )
         self._upgrades = Gauge("openiodm_upgrades_unfinished", "Devices in unfinished tasks.", registry=registry)
         self._checked = Counter("openiodm_tasks_recounted", "Tasks whose rows were counted again.", registry=registry)
         self._drift = Counter(
             "openiodm_counter_drift", "Tasks whose counters were not their rows: a fault.", registry=registry
         )
 
-    def answered(self, api: str, status: int, seconds: float) -> None:
-        """A request has its answer; `status` is kept as its class, `2xx`."""
-        self._requests.labels(api, f"{status // 100}xx").inc()
+    def answered(self, api: str, what: str | None, status: int, seconds: float) -> None:
+        """A request has its answer; `status` is kept as its class, `2xx`. `what` a device asked, where it was one."""
+        kind = f"{status // 100}xx"
+        self._requests.labels(api, kind).inc()
         self._request_seconds.labels(api).observe(seconds)
+        if what is not None:
+            self._device_requests.labels(what, kind).inc()
+            self._device_seconds.labels(what).observe(seconds)
+
+    def sent(self, octets: int) -> None:
+        """Bytes of a package went out."""
+        self._bytes.inc(octets)
+
+    def downloaded(self, how: str) -> None:
+        """A download has ended."""
+        self._downloaded.labels(how).inc()
+
+    def stepped(self, kind: str, end: str, seconds: float) -> None:
+        """A step of a job has ended."""
+        self._steps.labels(kind, end).inc()
+        self._step_seconds.labels(kind).observe(seconds)
+
+    def attempted(self, delivered: bool, seconds: float) -> None:
+        """An attempt to deliver a notice has ended."""
+        self._attempts.labels("delivered" if delivered else "failed").inc()
+        self._attempt_seconds.observe(seconds)
 
     def signalled(self, what: str) -> None:
         """A device's signal is durable."""
@@ -95,27 +188,39 @@ class Metrics:
         if not exact:
             self._drift.inc()
 
-    def look(self, overview: Overview, waiting: Mapping[str, int], downloads: int) -> None:
-        """Sets what is told as it stands now; `waiting` is the writer's queue by lane."""
-        for lane, count in waiting.items():
+    def look(self, overview: Overview, present: Present) -> None:
+        """Sets what is told as it stands now."""
+        for lane, count in present.waiting.items():
             self._queue.labels(lane).set(count)
-        self._downloads.set(downloads)
+        self._downloads.set(present.downloads)
+        self._receivers.set(present.receivers)
+        self._look_at_index(present.index)
         self._jobs.clear()
         for state, jobs in (("waiting", overview.jobs_waiting), ("leased", overview.jobs_leased)):
             for kind, count in jobs.items():
                 self._jobs.labels(kind, state).set(count)
         self._notices.labels("pending").set(overview.notices_pending)
         self._notices.labels("undelivered").set(overview.notices_undelivered)
+        self._oldest.set(overview.notices_wait_ms / 1000)
         self._upgrades.set(overview.upgrades_unfinished)
+
+    def _look_at_index(self, index: ListIndex | None) -> None:
+        self._index_ready.set(index is not None)
+        index = index or ListIndex(0, 0, 0)
+        self._index_tasks.set(index.tasks)
+        self._index_bytes.set(index.octets)
+        self._index_behind.set(index.behind)
 
 
 class Measured:
-    """An ASGI application with its answers counted. `api_of` names the API that a path belongs to."""
+    """An ASGI application with its answers counted. `kind_of` names the API that a path belongs to, and of the devices'
+    also what is asked.
+    """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, api_of: Callable[[str], str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, kind_of: Callable[[str], tuple[str, str | None]]) -> None:
         self._app = app
         self._metrics = metrics
-        self._api_of = api_of
+        self._kind_of = kind_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hands the request on."""
@@ -123,7 +228,8 @@ class Measured:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._metrics.answered(self._api_of(scope["path"]), message["status"], time.perf_counter() - began)
+                kind = self._kind_of(scope["path"])
+                self._metrics.answered(*kind, message["status"], time.perf_counter() - began)
             await send(message)
 
         await self._app(scope, receive, counted)

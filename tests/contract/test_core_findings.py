@@ -12,8 +12,9 @@ import pytest
 
 from openiodm.campaigns.model import Counters, ExecuteType, Policy
 from openiodm.clock import DAY, HOUR, Instant
-from openiodm.protocols.download import Downloads
-from openiodm.protocols.ranges import Span
+from openiodm.protocols.download import Asked, Downloads
+from openiodm.protocols.port import File
+from openiodm.protocols.ranges import Plan, Span
 from openiodm.scheduler.model import Done, Job, Progress
 from openiodm.scheduler.runner import Scheduler
 from openiodm.storage.engine import Database, Unreachable
@@ -39,7 +40,7 @@ async def world(database_url: str, tmp_path: Path, clock: ManualClock) -> AsyncI
         yield built
 
 
-START = {"type": "http.response.start", "status": 200, "headers": []}
+FILE = File("f", "firmwarePackage", "file", "V2", "aa", "bb", "cc", 8 * 1024 * 1024, Instant(0))
 
 
 # -- the writer
@@ -305,11 +306,15 @@ async def test_a_failure_in_mid_download_cuts_it_and_asks_for_no_second_answer(t
     async def still_allowed() -> bool:
         return True
 
-    whole = [Span(0, 2 * 1024 * 1024 - 1)]  # the row says more than there is
-    assert not await Downloads().send(START, whole, path, receive, send, still_allowed)
+    whole = Plan(200, {}, (Span(0, 2 * 1024 * 1024 - 1),))  # the row says more than there is
+    asked = Asked("GET", {}, False, receive, send)
+    downloads, ends = Downloads(lambda _sha256: path), []
+    downloads.ended = ends.append
+    assert not await downloads.send(asked, FILE, whole, {}, still_allowed)
     assert sent[0] == "http.response.start"
+    assert ends == ["broken_off"]
     with pytest.raises(FileNotFoundError):
-        await Downloads().send(START, whole, tmp_path / "none", receive, send, still_allowed)
+        await Downloads(lambda _sha256: tmp_path / "none").send(asked, FILE, whole, {}, still_allowed)
 
 
 async def test_a_slow_reader_costs_little_memory_and_is_cut_soon_after_a_stop(tmp_path: Path) -> None:
@@ -331,13 +336,16 @@ async def test_a_slow_reader_costs_little_memory_and_is_cut_soon_after_a_stop(tm
     async def still_allowed() -> bool:
         return allowed
 
-    task = asyncio.create_task(
-        Downloads().send(START, [Span(0, 8 * 1024 * 1024 - 1)], path, receive, send, still_allowed)
-    )
+    plan = Plan(200, {}, (Span(0, FILE.size - 1),))
+    asked = Asked("GET", {}, False, receive, send)
+    downloads, told = Downloads(lambda _sha256: path), []
+    downloads.sent = told.append
+    task = asyncio.create_task(downloads.send(asked, FILE, plan, {}, still_allowed))
     await asyncio.sleep(1)
     before, allowed = sent, False
     async with asyncio.timeout(1.2):
         assert not await task
+    assert sum(told) == sent
     assert max(largest) <= 64 * 1024
     assert sent - before <= 300_000
 

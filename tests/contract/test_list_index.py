@@ -348,6 +348,27 @@ async def test_a_reader_that_the_log_no_longer_reaches_reads_the_table_anew(
     await index.close()
 
 
+async def test_it_tells_its_size_and_how_far_it_is_behind(core: Core, index: OnlyIndex, second: Database) -> None:
+    tasks = [await core.create(["d1"]) for _ in range(3)]
+    await index.refresh()
+    seen = await index.look()
+    assert seen is not None
+    assert (seen.tasks, seen.behind) == (3, 0)
+    assert seen.octets > 0
+    for task in tasks[:2]:
+        async with second.transaction() as tx:
+            await put_status(tx, task, "stop")
+    seen = await index.look()
+    assert seen is not None
+    assert seen.behind == 2
+    await index.refresh()
+    seen = await index.look()
+    assert seen is not None
+    assert seen.behind == 0
+    await index.close()
+    assert await index.look() is None
+
+
 async def test_a_deleted_application_leaves_the_lists_of_others_as_they_were(core: Core, index: OnlyIndex) -> None:
     await core.create(["d1"])
     async with core.database.transaction() as tx:

@@ -138,6 +138,8 @@ async def test_a_receiver_that_is_down_gets_everything_in_order_once_it_is_back(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
+    attempts: list[bool] = []
+    world.rooms.deliverer.attempted = lambda delivered, _seconds: attempts.append(delivered)
     await subscribe(world, f"http://127.0.0.1:{port}/")
     device = await upgraded(world, "n1")
 
@@ -151,6 +153,8 @@ async def test_a_receiver_that_is_down_gets_everything_in_order_once_it_is_back(
         await pass_time(world, 5)
         assert words(await receiver.until(7), device) == [*WHOLE_WAY, "SUCCESS"]
         await none_left(world)
+    assert attempts.count(True) == 7
+    assert attempts[0] is False
 
 
 async def test_what_fails_is_tried_again_with_growing_pauses_until_its_life_is_over(world: World) -> None:

@@ -10,8 +10,9 @@ successor; and what it has to write down of those before is fenced (`OutboxRows.
 """
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -102,6 +103,8 @@ class Deliverer:
         self._lanes: dict[ReceiverKey, _Lane] = {}
         self._ended: list[ReceiverKey] = []
         self._wake = wake  # set by whoever writes a notice
+        self.attempted: Callable[[bool, float], None] = lambda _delivered, _seconds: None
+        """Hears of every attempt: was it delivered, and how long did it take?"""
         self._closing = False
         self._renew_at = Instant(0)
         self._task: asyncio.Task[None] | None = None
@@ -111,6 +114,11 @@ class Deliverer:
         if self._alone:  # leases that are there belong to nobody alive
             await self._release(None, None)
         self._task = asyncio.create_task(self._run(), name="deliverer")
+
+    @property
+    def receivers(self) -> int:
+        """How many this server delivers to."""
+        return len(self._lanes)
 
     def wake(self) -> None:
         """Looks at once, and not when the next poll is due."""
@@ -329,7 +337,9 @@ class _Lane:
                 if not self.may_send():
                     self._ready.appendleft(row)
                     break
+                began = time.perf_counter()
                 error = await self._attempt(notice)
+                d.attempted(error is None, time.perf_counter() - began)
             now = d._clock.now()
             if error is None:
                 self._delivered(row, notice, now)

@@ -68,6 +68,10 @@ class Downloads:
         self._path_of = path_of
         self._handover = handover
         self.active = 0
+        self.sent: Callable[[int], None] = lambda _octets: None
+        """Hears of bytes that went out."""
+        self.ended: Callable[[str], None] = lambda _how: None
+        """Hears how a download ended: whole, broken_off, handed_over."""
 
     async def send(
         self, asked: "Asked", file: File, plan: Plan, headers: Mapping[str, str], still_allowed: Permission
@@ -91,21 +95,27 @@ class Downloads:
             # The proxy counts the length anew, and its own words about ranges: it has the same request before it.
             kept = {k: v for k, v in headers.items() if k not in ("Content-Length", "Content-Range", "Accept-Ranges")}
             await _whole(asked.send, 200, {**kept, "X-Accel-Redirect": uri, "Content-Length": "0"})
+            self.ended("handed_over")
             return True
-        if sum(span.size for span in plan.spans) <= SMALL_BYTES:
+        if (octets := sum(span.size for span in plan.spans)) <= SMALL_BYTES:
             await _whole(asked.send, plan.status, headers, await asyncio.to_thread(_read_small, plan.pieces, path))
+            self.sent(octets)
+            self.ended("whole")
             return True
         fd = await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
         gone = asyncio.create_task(_disconnect(asked.receive), name="download-disconnect")
         self.active += 1
+        whole = False
         try:
             await asked.send(_start(plan.status, headers))
-            return await self._stream(plan.pieces, fd, path, gone, asked.send, still_allowed)
+            whole = await self._stream(plan.pieces, fd, path, gone, asked.send, still_allowed)
+            return whole
         except Exception:  # too late for another answer
             log.exception("download_failed", path=str(path))
             return False
         finally:
             self.active -= 1
+            self.ended("whole" if whole else "broken_off")
             gone.cancel()
             os.close(fd)
 
@@ -135,6 +145,7 @@ class Downloads:
                 data = await asyncio.to_thread(_read, fd, min(size, piece.end + 1 - at), at, path)
                 began = time.monotonic()
                 await _send(send, data)
+                self.sent(len(data))
                 at += len(data)
                 size = min(size * 2, CHUNK_BYTES) if time.monotonic() - began < QUICK_S else size // 2
         await send({"type": "http.response.body", "body": b"", "more_body": False})

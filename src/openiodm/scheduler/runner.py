@@ -1,6 +1,7 @@
 """The loop that leases due jobs and runs them, step by step, through the writer."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -62,6 +63,8 @@ class Scheduler:
         self._quick = quick
         self._slow = slow
         self._handlers = handlers
+        self.stepped: Callable[[str, str, float], None] = lambda _kind, _end, _seconds: None
+        """Hears of every step: of which kind of job, how it ended (done, failed, lost), and how long it took."""
         self._wake = asyncio.Event()
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -153,15 +156,20 @@ class Scheduler:
             async def one_step(work: HasJobs, current: Job = current) -> Progress | None:
                 return await self._step(work, handler, current)
 
+            began, end = time.perf_counter(), "failed"
             try:
                 progress = await self._slow(one_step)
+                end = "lost" if progress is None else "done"
             except LeaseLost:
+                end = "lost"
                 log.warning("lease_lost", kind=job.kind, subject=job.subject)
                 return
             except Exception:
                 log.exception("job_failed", kind=job.kind, subject=job.subject, failures=job.failures + 1)
                 await self._back_off(job)
                 return
+            finally:
+                self.stepped(job.kind, end, time.perf_counter() - began)
             if not isinstance(progress, More):
                 return
             job = Job(job.id, job.kind, job.subject, job.epoch, progress.cursor, 0)

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from openiodm.campaigns.model import Campaign, CampaignFilter
+from openiodm.metrics import ListIndex
 from openiodm.storage.campaign_reads import CAMPAIGN, SqlCampaignList, campaign_of
 from openiodm.storage.change_log import CAMPAIGNS, Trimmed, change_log
 from openiodm.storage.engine import Database, Reader, Unreachable
@@ -52,6 +53,14 @@ class IndexedCampaignList:
     def ready(self) -> bool:
         """Does the index answer, or still (or again) the plain SQL?"""
         return self._bitmaps is not None
+
+    async def look(self) -> ListIndex | None:
+        """How large it is, and how far behind; None while there is none."""
+        async with self._db.moment() as view:
+            if self._bitmaps is None:
+                return None
+            behind = await self._log.behind(view, self._mark)
+        return ListIndex(len(self._bitmaps), self._bitmaps.octets, behind)
 
     def start(self) -> None:
         """Builds the index in the background and keeps it from falling behind; ends in `close`."""

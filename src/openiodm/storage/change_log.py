@@ -78,6 +78,10 @@ class ChangeLog(Protocol):
         """
         ...
 
+    async def behind(self, view: Reader, mark: Mark) -> int:
+        """How many entries beyond `mark` the view sees."""
+        ...
+
     async def trim(self, tx: Tx, keep: int) -> int:
         """Removes some of the oldest entries beyond the newest `keep` (one at least); how many."""
         ...
@@ -137,6 +141,9 @@ class _SqliteLog:
             raise Trimmed
         return Tail(_changes(rows, 2), rows[-1][0], complete=len(rows) < CHUNK)
 
+    async def behind(self, view: Reader, mark: Mark) -> int:
+        return int(await self.start(view)) - int(mark)
+
     async def trim(self, tx: Tx, keep: int) -> int:
         last = await _oldest(tx, self._source, keep)
         gone = await tx.execute(f"DELETE FROM {self._source.table} WHERE id <= $1", last)
@@ -178,6 +185,10 @@ class _PostgresLog:
           ORDER BY l.xid, l.id LIMIT {CHUNK}
         ) t ON TRUE
         """
+        self._behind = f"""
+        SELECT count(*) FROM {source.table} l WHERE l.xid >= CAST($2 AS bigint) AND l.xid < {_NOW_XMAX}
+          AND NOT pg_visible_in_snapshot(CAST(CAST(l.xid AS text) AS xid8), CAST(CAST($1 AS text) AS pg_snapshot))
+        """
         # A transaction that is under way may still be unseen by a reader that is up to date: its entries stay.
         self._trim = f"""
         WITH gone AS (
@@ -203,6 +214,10 @@ class _PostgresLog:
             return Tail(changes, mark, complete=False)
         # Behind a long tail's first piece an older transaction may have committed since: look again from there.
         return Tail(changes, _Seen(mark.next or now), complete=mark.next is None)
+
+    async def behind(self, view: Reader, mark: Mark) -> int:
+        assert isinstance(mark, _Seen)
+        return int(await view.fetchval(self._behind, mark.snapshot, mark.xmin))
 
     async def trim(self, tx: Tx, keep: int) -> int:
         row = await tx.fetchrow(self._trim, await _oldest(tx, self._source, keep))

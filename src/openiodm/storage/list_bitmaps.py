@@ -30,6 +30,14 @@ class CampaignBitmaps:
     def __len__(self) -> int:
         return len(self._all)
 
+    @property
+    def octets(self) -> int:
+        """Memory of the bitmaps' containers."""
+        told = [bitmap.get_statistics() for bitmap in (self._all, *self._of.values())]
+        return sum(
+            s["n_bytes_array_containers"] + s["n_bytes_run_containers"] + s["n_bytes_bitset_containers"] for s in told
+        )
+
     def load(self, rows: Sequence[Sequence[Any]]) -> None:
         """Campaigns that are not in it yet, many at once. A row is `COLUMNS`."""
         if not rows:

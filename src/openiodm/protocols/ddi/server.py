@@ -151,6 +151,16 @@ class DdiServer:
         parts = path.split("/", 4)
         return len(parts) > 4 and parts[2] == "controller" and parts[3] == "v1"
 
+    @staticmethod
+    def kind_of(path: str) -> str:
+        """What a path of this API is for: poll, report, download or other."""
+        below = path.split("/")[5:]
+        if below in ([], [""]):
+            return "poll"
+        if below[-1] == "feedback":
+            return "report"
+        return "download" if below[0] == "softwaremodules" and len(below) == 4 else "other"
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         request = self._request(scope, receive, send)

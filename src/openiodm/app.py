@@ -42,6 +42,7 @@ from openiodm.workers import ALONE, Worker
 CLOCK_SWEEP_S = 1.0
 CLOCK_SWEEP_DEVICES = 500  # whose phase clock ran out, handled at once
 CLEAN_UP_S = 60.0
+ABANDONED_LOOK_S = 5.0
 PSK_LOOK_S = 1.0
 RENEWAL_LOOK_S = 60.0  # at the files of certificates
 SWITCH_INTERVAL_S = 0.0005  # a thread that computes (hashing an upload) must not starve the loop of the GIL
@@ -224,6 +225,7 @@ async def _background(rooms: Rooms, tls: Sequence[ServerTls]) -> AsyncIterator[N
     periodics = [
         Periodic("clocks", CLOCK_SWEEP_S, expire),
         Periodic("clean_up", CLEAN_UP_S, lambda: clean_up(rooms)),
+        Periodic("abandoned", ABANDONED_LOOK_S, lambda: end_abandoned(rooms)),
         *(Periodic("tls", RENEWAL_LOOK_S, partial(renew, one)) for one in tls),
     ]
     if isinstance(rooms.clock, DatabaseClock):
@@ -253,6 +255,12 @@ async def expire_due(rooms: Rooms) -> int:
     what: What = Expiry()
     outcomes: list[Outcome] = await asyncio.gather(*(rooms.campaigns.signal(device, what) for device in due))
     return len(outcomes)
+
+
+async def end_abandoned(rooms: Rooms) -> None:
+    """What a frozen server has locked holds up all others."""
+    if ended := await rooms.database.end_abandoned():
+        log.warning("abandoned_transactions_ended", transactions=ended)
 
 
 async def clean_up(rooms: Rooms) -> None:

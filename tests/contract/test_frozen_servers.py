@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from openiodm.clock import MINUTE, SECOND, Instant, Millis
@@ -187,6 +188,33 @@ async def test_a_transaction_that_a_frozen_server_left_open_is_undone_and_holds_
         await frozen.close()
     sql = "SELECT node_id, address FROM device ORDER BY id DESC LIMIT 1"
     assert tuple(*await told.world.rooms.database.fetch(sql)) == ("n2", "new")
+
+
+@postgresql
+async def test_a_session_whose_server_stopped_within_a_statement_is_ended_by_the_others(
+    told: Told, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL takes it for active: it has parsed a statement, and waits to be told to carry it out."""
+    monkeypatch.setattr(postgres, "ABANDONED_MS", 200)
+    await told.world.register("n2")
+    rooms = told.world.rooms
+    frozen = await asyncpg.connect(database_url, server_settings={"application_name": "openiodm"})
+    await frozen.execute("BEGIN")
+    await frozen.execute("UPDATE device SET node_id = 'stale' WHERE node_id = 'n2'")
+    await frozen.prepare("SELECT count(*) FROM device")
+    waits = asyncio.create_task(
+        rooms.writer.run(lambda work: work.tx.execute("UPDATE device SET address = 'new' WHERE node_id = 'n2'"))
+    )
+    async with asyncio.timeout(60):
+        while not await rooms.database.end_abandoned():  # noqa: ASYNC110 - PostgreSQL tells nobody
+            await asyncio.sleep(0.01)
+        assert await waits == 1
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await frozen.execute("COMMIT")
+    frozen.terminate()
+    async with rooms.database.transaction() as tx:  # one that is at work is left alone
+        await tx.execute("SELECT pg_sleep(0.3)")
+        assert await rooms.database.end_abandoned() == 0
 
 
 async def test_a_time_of_last_contact_never_goes_back_for_a_server_that_was_frozen_or_slow(told: Told) -> None:

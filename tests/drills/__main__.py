@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.drills import crowds, devices, faults, floods, hostile, restore
+from tests.drills import crowds, devices, faults, floods, frozen, hostile, restore
 from tests.drills.world import Report
 
 BOTH = ("sqlite", "postgresql")
@@ -41,10 +41,10 @@ DRILLS = (
     ),
     Drill(
         "D3",
-        "one of several servers frozen for longer than its leases",
-        faults.servers_frozen,
+        "one of several servers frozen in mid-write for longer than its leases",
+        frozen.servers_frozen,
         POSTGRES,
-        {"devices": (300, 3000), "servers": (2, 5)},
+        {"devices": (300, 3000), "servers": ((2,), (2, 5)), "frozen_s": (25, 60)},
     ),
     Drill("D4", "every report twice, a third out of order", devices.repeats, BOTH, {"devices": (300, 3000)}),
     Drill(

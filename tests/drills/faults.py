@@ -1,8 +1,7 @@
-"""Drills in which something dies or stops: PostgreSQL (D2), one of several servers (D3), the disk (D15)."""
+"""Drills in which something dies or stops: PostgreSQL (D2), the disk (D15); `frozen.py` has one of several servers."""
 
 import asyncio
 import random
-import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import psutil
 
-from openiodm.scheduler.model import LEASE_MS
 from openiodm.simulator import Behaviour, Fleet
 from tests.drills.world import SEED, Report, World, end_within, world
 from tests.support.files import immutable
@@ -42,36 +40,6 @@ async def postgres_killed(report: Report, folder: Path, *, devices: int, kills: 
                 task = await here.api.wait_until_final(operation)
             await same_as_devices(report, here, task, fleet)
             report.figures |= {"kills": kills, "devices": devices, "errors seen by devices": fleet.stats.errors}
-
-
-async def servers_frozen(report: Report, folder: Path, *, devices: int, servers: int) -> None:
-    """D3: one of several servers is frozen by SIGSTOP for longer than its leases live, then wakes up with stale work.
-
-    The frozen server's devices are silent with it; the others' go on. Its jobs are taken over, and what it tries to
-    write after it woke up is fenced: nobody is granted twice, no counter is off.
-    """
-    with restartable_postgres() as postgres:
-        async with world("postgresql", postgres.uri, folder, servers=servers) as here:
-            await here.register(devices)
-            share = devices // servers
-            fleets = [
-                here.fleet(here.profiles(share, LIVELY, first=n * share), within=20.0, server=server)
-                for n, server in enumerate(here.servers)
-            ]
-            operation = await here.campaign()
-            async with _all_running(fleets):
-                await asyncio.sleep(2.0)
-                # Not the one that the application talks to.
-                frozen = here.servers[-1]
-                frozen.send(signal.SIGSTOP)
-                await asyncio.sleep(LEASE_MS / 1000 + 5)
-                report.wrong += await here.wrong_rows()
-                frozen.send(signal.SIGCONT)
-                for fleet in fleets:
-                    await fleet.wait_for(within=end_within(devices))
-                task = await here.api.wait_until_final(operation)
-            await same_as_devices(report, here, task, *fleets)
-            report.figures |= {"servers": servers, "devices": share * servers, "frozen for, s": LEASE_MS // 1000 + 5}
 
 
 async def disk_full(report: Report, folder: Path, *, devices: int) -> None:
@@ -203,7 +171,7 @@ async def same_as_devices(report: Report, here: World, task: dict[str, object], 
 
 
 @asynccontextmanager
-async def _all_running(fleets: list[Fleet]) -> AsyncIterator[None]:
+async def all_running(fleets: list[Fleet]) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as group:
         over = asyncio.Event()
 

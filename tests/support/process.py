@@ -83,6 +83,11 @@ class Server:
         if self._process.returncode is None:
             self._process.send_signal(what)
 
+    def said(self, *events: str) -> int:
+        """How often its log tells of one of these."""
+        log = self._log.read_text("utf-8")
+        return sum(log.count(event) for event in events)
+
     async def end(self, how: signal.Signals) -> int:
         """Ends it; its exit status."""
         self.send(how)

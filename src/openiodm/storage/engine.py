@@ -140,6 +140,10 @@ class Database(Reader, Protocol):
         """The database's own clock (ms), or None where the process's clock is the only one (SQLite)."""
         ...
 
+    async def end_abandoned(self) -> int:
+        """Ends the transactions that servers which say nothing any more have left open; how many."""
+        ...
+
     async def close(self) -> None:
         """Closes every connection."""
         ...

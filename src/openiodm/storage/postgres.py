@@ -27,6 +27,14 @@ ABANDONED_MS = 10_000
 """A transaction whose server says nothing for so long is ended: that server may be frozen, or gone without a word, and
 what it has locked holds others up. Shorter than a job's lease: what is left open is undone before another takes over.
 """
+# PostgreSQL's own timeout (see `open`) does not see a session whose server stopped between the parse of a statement and
+# what follows: it is "active", and waits for its client. The same user may end it. COPY waits so by nature.
+_END_ABANDONED = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE datname = current_database() AND usename = current_user AND application_name = 'openiodm'
+AND state = 'active' AND wait_event = 'ClientRead' AND query NOT ILIKE 'copy%'
+AND state_change < clock_timestamp() - CAST($1 AS bigint) * interval '1 millisecond'
+"""
 WRITE_CONNECTIONS = 2  # the writer's, and one for administration beside it
 REPLAN_S = 5.0
 
@@ -295,6 +303,10 @@ class PostgresDatabase:
         """The server's wall clock: several of our processes may share the database, not their clocks."""
         value = await self._pool.fetchval("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)")
         return int(value)
+
+    async def end_abandoned(self) -> int:
+        """See `Database`."""
+        return int(await self._pool.fetchval(_END_ABANDONED, ABANDONED_MS))
 
     async def close(self) -> None:
         """Waits for statements under way, then closes."""

@@ -259,6 +259,10 @@ class SqliteDatabase:
         """None: the process's clock is the database's."""
         return None
 
+    async def end_abandoned(self) -> int:
+        """None: there is one server."""
+        return 0
+
     async def close(self) -> None:
         """Checkpoints what the log holds and closes."""
         self._commits.shutdown(wait=True)

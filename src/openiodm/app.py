@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from starlette.types import ASGIApp
@@ -39,6 +39,9 @@ from openiodm.storage.writer import Lane
 from openiodm.tls import ServerTls
 from openiodm.workers import ALONE, Worker
 
+if TYPE_CHECKING:
+    from openiodm.traces import Traces  # only where it is wanted: it may not be installed
+
 CLOCK_SWEEP_S = 1.0
 CLOCK_SWEEP_DEVICES = 500  # whose phase clock ran out, handled at once
 CLEAN_UP_S = 60.0
@@ -66,7 +69,10 @@ class _Lwm2mDevices:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, started: Callable[[Rooms], Any] | None = None, worker: Worker = ALONE
+    settings: Settings,
+    started: Callable[[Rooms], Any] | None = None,
+    worker: Worker = ALONE,
+    traces: "Traces | None" = None,
 ) -> AsyncIterator[Rooms]:
     """A whole server between enter and exit: listeners open, everything working.
 
@@ -85,6 +91,9 @@ async def running(
             if split:
                 fronts.append(Front(rooms, applications=False, devices=True, lwm2m=lwm2m))
             async with _measured(rooms, fronts, measuring) as (apps, more):
+                if traces is not None:
+                    rooms.writer.tracer = rooms.sender.tracer = traces
+                    apps = [traces.requests(app, front.kind_of) for app, front in zip(apps, fronts, strict=True)]
                 at = zip(apps, addresses, strict=True)
                 listeners = [listener(app, address, settings.shutdown_grace_s) for app, address in at]
                 async with _lwm2m(lwm2m if worker.first else None), listening([*listeners, *more], sockets):
@@ -292,7 +301,12 @@ async def _trim_log(rooms: Rooms) -> None:
         continue
 
 
-async def serve(settings: Settings, started: Callable[[Rooms], Any] | None = None, worker: Worker = ALONE) -> None:
+async def serve(
+    settings: Settings,
+    started: Callable[[Rooms], Any] | None = None,
+    worker: Worker = ALONE,
+    traces: "Traces | None" = None,
+) -> None:
     """Runs a server until SIGINT, SIGTERM or the end of its parent, then answers what it has taken and ends."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = asyncio.Event()
@@ -301,9 +315,11 @@ async def serve(settings: Settings, started: Callable[[Rooms], Any] | None = Non
         loop.add_signal_handler(number, stop.set)
     if worker.parent is not None:
         loop.add_reader(worker.parent, stop.set)
-    async with running(settings, started, worker):
+    async with running(settings, started, worker, traces):
         log.info("started", listen=settings.url, device_listen=settings.url_for_devices)
         await stop.wait()
         if worker.parent is not None:
             loop.remove_reader(worker.parent)  # it would be called without end
         log.info("stopping")
+    if traces is not None:
+        await traces.close()

@@ -42,6 +42,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     further worker has the next port."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     """Server processes on the same addresses, with a parent that starts them again; more than one needs PostgreSQL."""
+    traces: bool = False
+    """OpenTelemetry traces, sent as the OTEL_... variables say; needs `pip install 'openiodm[otel]'`."""
     device_url: str = ""
     """Base URL that devices reach us at, for the links they are given; empty: as they addressed us."""
     trusted_proxies: tuple[str, ...] = ()

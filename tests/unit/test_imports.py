@@ -28,6 +28,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "tls": (),
     "listeners": ("http", "settings", "tls"),
     "metrics": (),
+    "traces": (),
     "workers": (),
     "access": BASE,
     "packages": (*BASE, "access"),

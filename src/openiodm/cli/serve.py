@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from openiodm.access.model import Product
     from openiodm.rooms import Rooms
     from openiodm.settings import Settings
+    from openiodm.traces import Traces
     from openiodm.workers import Worker
 
 FIRST_APPLICATION = "default"
@@ -153,13 +154,28 @@ def _run(settings: "Settings", product: "Product | None", worker: "Worker", serv
         serving()
 
     try:
-        uvloop.run(app.serve(settings, started, worker))
+        uvloop.run(app.serve(settings, started, worker, _traces() if settings.traces else None))
     except app.StartError as error:
         raise Failure(str(error), USAGE) from error
     except database_errors() as error:
         if begun:  # then it is no wrong setting
             raise
         raise Failure(f"cannot start: {error}", USAGE) from error
+
+
+def _traces() -> "Traces":
+    """Here and not in `app`: what is not wanted is not imported, and need not be installed.
+
+    Raises:
+        Failure: it is not installed.
+    """
+    try:
+        from openiodm.traces import Traces
+    except ImportError as error:
+        raise Failure(f"traces = true needs a package more: pip install 'openiodm[otel]' ({error})", USAGE) from error
+    from openiodm import __version__
+
+    return Traces(__version__)
 
 
 async def _first_start(rooms: "Rooms", settings: "Settings", product: "Product | None") -> None:

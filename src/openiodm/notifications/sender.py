@@ -10,9 +10,11 @@ import hashlib
 import hmac
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from ipaddress import ip_address
+from typing import Protocol
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -68,6 +70,14 @@ class _GuardedResolver(AbstractResolver):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+class Tracer(Protocol):
+    """Sees attempts, for traces."""
+
+    def callback(self, url: str, headers: dict[str, str]) -> AbstractContextManager[Callable[[str | None], None]]:
+        """An attempt, with headers of its own; what it gives is told what went wrong."""
+        ...
+
+
 class HttpSender:
     """Sends until it is closed; connections are kept and shared by all receivers."""
 
@@ -79,23 +89,33 @@ class HttpSender:
         self._secured: dict[tuple[ApplicationKey, Instant], tuple[ssl.SSLContext, str | None]] = {}
         self._plain: ssl.SSLContext | None = None
         self._session: aiohttp.ClientSession | None = None
+        self.tracer: Tracer | None = None
 
     async def send(self, notice: Pending) -> str | None:
         """None when it was delivered (any 2xx); otherwise what went wrong, for people."""
+        if self.tracer is None:
+            return await self._send(notice, {})
+        headers: dict[str, str] = {}
+        with self.tracer.callback(notice.callback_url, headers) as ended:
+            error = await self._send(notice, headers)
+            ended(error)
+        return error
+
+    async def _send(self, notice: Pending, traced: Mapping[str, str]) -> str | None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            error = await self._attempt(notice)
+            error = await self._attempt(notice, traced)
         except aiohttp.ServerDisconnectedError:
             if loop.time() - began > 1.0:
                 return "it closed the connection without an answer"
             try:
-                error = await self._attempt(notice)
+                error = await self._attempt(notice, traced)
             except aiohttp.ServerDisconnectedError:
                 return "it closed the connection without an answer"
         return error
 
-    async def _attempt(self, notice: Pending) -> str | None:
+    async def _attempt(self, notice: Pending, traced: Mapping[str, str]) -> str | None:
         try:
             self._guard.check(parse_callback(notice.callback_url))
             context, secret = await self._of_application(notice)
@@ -103,7 +123,7 @@ class HttpSender:
             async with self._open().post(
                 notice.callback_url,
                 data=body,
-                headers=self._headers(notice, body, secret),
+                headers={**self._headers(notice, body, secret), **traced},
                 ssl=context,
                 allow_redirects=False,
             ) as answer:

@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -55,7 +56,7 @@ class Batcher(Protocol[W_contra]):
 
 
 class _Item(Generic[W]):
-    __slots__ = ("batcher", "command", "future", "payload")
+    __slots__ = ("batcher", "command", "future", "origin", "payload")
 
     def __init__(
         self,
@@ -68,6 +69,19 @@ class _Item(Generic[W]):
         self.batcher = batcher
         self.payload = payload
         self.future = future
+        self.origin: Any = None
+
+
+class Tracer(Protocol):
+    """Sees what was handed in and where it was committed, for traces."""
+
+    def origin(self) -> Any:
+        """What is going on where something is handed in."""
+        ...
+
+    def commit(self, origins: Sequence[Any]) -> AbstractContextManager[None]:
+        """A commit of what was handed in there."""
+        ...
 
 
 class WriterClosed(Exception):
@@ -89,6 +103,7 @@ class Writer(Generic[W]):
         self.items = 0
         self.committed: Callable[[float, int], None] = lambda _seconds, _items: None
         """Hears of every commit: how long it took, and of how many items it was."""
+        self.tracer: Tracer | None = None
 
     def start(self) -> None:
         """Begins to work; the task belongs to this object and ends in `close`."""
@@ -133,6 +148,8 @@ class Writer(Generic[W]):
     def _submit(self, item: _Item[W], lane: Lane) -> "asyncio.Future[Any]":
         if self._closing:
             raise WriterClosed
+        if self.tracer is not None:
+            item.origin = self.tracer.origin()
         self._lanes[lane].append(item)
         self._wake.set()
         return item.future
@@ -164,7 +181,11 @@ class Writer(Generic[W]):
             return
         began = time.perf_counter()
         try:
-            results = await self._in_transaction(batch)
+            if self.tracer is None:
+                results = await self._in_transaction(batch)
+            else:
+                with self.tracer.commit([item.origin for item in batch]):
+                    results = await self._in_transaction(batch)
         except Unreachable as error:
             log.error("database_unreachable", items=len(batch), error=str(error) or type(error).__name__)
             results = [WriteFailed() for _ in batch]

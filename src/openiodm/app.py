@@ -140,7 +140,7 @@ def lwm2m_service(rooms: Rooms) -> Lwm2mService | None:
         SqlRegistrations(rooms.database, rooms.writer, rooms.clock),
         rooms.campaigns,
         _Lwm2mDevices(rooms),
-        rooms.files.path,
+        rooms.files.local,
         rooms.downloads,
         rooms.clock,
         Listen(plain, secure, settings.coap_url, settings.coaps_url, settings.device_url),

@@ -46,6 +46,7 @@ class Reason(StrEnum):
     PACKAGE_TOO_LARGE = "package-too-large"
     PACKAGE_DIGEST_MISMATCH = "package-digest-mismatch"
     STORE_FULL = "store-full"
+    STORE_AWAY = "store-away"
     # devices and groups
     DEVICE_UNKNOWN = "device-unknown"
     DEVICE_LIMIT = "device-limit"
@@ -103,6 +104,7 @@ KIND_OF: dict[Reason, Kind] = {
     Reason.PACKAGE_IN_USE: Kind.CONFLICT,
     Reason.PACKAGE_TOO_LARGE: Kind.TOO_LARGE,
     Reason.STORE_FULL: Kind.UNAVAILABLE,
+    Reason.STORE_AWAY: Kind.UNAVAILABLE,
     Reason.DEVICE_UNKNOWN: Kind.NOT_FOUND,
     Reason.DEVICE_LIMIT: Kind.CONFLICT,
     Reason.DEVICE_ONLINE: Kind.CONFLICT,

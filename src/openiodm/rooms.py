@@ -7,7 +7,9 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from openiodm.access.audit import AuditTrail
 from openiodm.access.commands import AccessCommands
@@ -36,6 +38,7 @@ from openiodm.notifications.model import DeliveryRules
 from openiodm.notifications.queries import SubscriptionQueries
 from openiodm.notifications.sender import HttpSender
 from openiodm.packages.commands import PackageCommands
+from openiodm.packages.ports import BlobStore
 from openiodm.packages.queries import PackageQueries
 from openiodm.protocols.download import Downloads, Handover
 from openiodm.protocols.lwm2m.talk import unfit_for_pcp
@@ -83,6 +86,22 @@ class DatabaseClock:
             self._ahead = there - (before + self._system.now()) // 2
 
 
+class PackageStore(BlobStore, Protocol):
+    """The bytes of packages, in a folder or in a bucket: as `packages` sees it, and as protocols do."""
+
+    async def open(self) -> int:
+        """Makes it ready; how many leftovers of a crash were removed."""
+        ...
+
+    async def local(self, sha256: str) -> Path:
+        """See `protocols.port.LocalFile`."""
+        ...
+
+    async def close(self) -> None:
+        """Waits for what is under way."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Rooms:
     """Everything that edges and the command line call."""
@@ -110,7 +129,7 @@ class Rooms:
     sender: HttpSender
     told: ToldCommands
     last_seen: LastSeen
-    files: FileStore
+    files: PackageStore
     downloads: Downloads
     scheduler: Scheduler
     limit: RequestLimit
@@ -138,14 +157,14 @@ async def open_rooms(settings: Settings, *, clock: Clock | None = None) -> Async
         base = clock or SystemClock()
         shared = DatabaseClock(base, database)
         await shared.measure()
-        files = FileStore(settings.package_dir, min_free_bytes=settings.min_free_disk_bytes)
+        files, downloads = _package_store(settings, shared)
         await files.open()
         written = asyncio.Event()
         rules = _notice_rules(settings, written.set)
         writer: Writer[Work] = Writer(database, lambda tx: Work(tx, rules))
         writer.start()
         try:
-            rooms = _build(settings, database, shared, writer, files, written)
+            rooms = _build(settings, database, shared, writer, files, downloads, written)
             try:
                 yield rooms
             finally:
@@ -163,7 +182,8 @@ def _build(
     database: Database,
     clock: Clock,
     writer: Writer[Work],
-    files: FileStore,
+    files: PackageStore,
+    downloads: Downloads,
     written: asyncio.Event,
 ) -> Rooms:
     desk = ReportDesk(clock)
@@ -213,7 +233,7 @@ def _build(
         told=ToldCommands(writer, clock, _attribute_keys(settings), campaigns),
         last_seen=LastSeen(_Alone(writer), clock, settings.last_seen_flush_s),
         files=files,
-        downloads=_downloads(settings, files),
+        downloads=downloads,
         scheduler=scheduler,
         limit=RequestLimit(
             clock,
@@ -224,9 +244,17 @@ def _build(
     )
 
 
-def _downloads(settings: Settings, files: FileStore) -> Downloads:
-    handover = Handover(settings.accel_prefix, files.folder) if settings.accel_prefix else None
-    return Downloads(files.path, handover)
+def _package_store(settings: Settings, clock: Clock) -> tuple[PackageStore, Downloads]:
+    folder = FileStore(settings.package_dir, min_free_bytes=settings.min_free_disk_bytes)
+    handover = Handover(settings.accel_prefix, folder.folder) if settings.accel_prefix else None
+    if not settings.package_store:
+        return folder, Downloads(folder.local, handover)
+    from openiodm.storage.bucket import BucketStore, connect
+
+    bucket = connect(settings.package_store, settings.s3_endpoint, settings.s3_region)
+    store = BucketStore(bucket, folder, clock, cache_bytes=settings.package_cache_bytes)
+    elsewhere = partial(store.url, life_s=settings.package_redirect_s) if settings.package_redirect_s else None
+    return store, Downloads(store.local, handover, elsewhere)
 
 
 def _login_limit(settings: Settings, database: Database, clock: Clock) -> LoginLimit:

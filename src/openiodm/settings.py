@@ -9,6 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     audit_days: Annotated[int, Meta(ge=0, le=36_500)] = 365
     """How long rows of the audit trail are kept; 0 = for ever."""
 
+    package_store: str = ""
+    """`s3://BUCKET[/PREFIX]` for package bytes, with credentials as AWS's tools have them (`AWS_ACCESS_KEY_ID`,
+    `AWS_SECRET_ACCESS_KEY`, ...; needs the extra `s3`); empty: they lie in `packages` in `data_dir`."""
+    s3_endpoint: str = ""
+    """URL of the S3-compatible server; empty: Amazon's of the region."""
+    s3_region: str = ""
+    """Region of the bucket; empty: `AWS_REGION`, or us-east-1."""
+    package_cache_bytes: Bytes = 10 * 1024**3
+    """With `package_store`: how much of `packages` in `data_dir` may be copies of what is in the bucket."""
+    package_redirect_s: Annotated[int, Meta(ge=0, le=7 * 86_400)] = 0
+    """With `package_store`: downloads over HTTP are redirected to the bucket (302), by an address that is valid for so
+    many seconds; 0: we send them."""
     accel_prefix: str = ""
     """Path of nginx's internal location over `packages` in `data_dir`: a download that came through one of
     `trusted_proxies` is answered with `X-Accel-Redirect`, and nginx sends the bytes; empty: we send them."""
@@ -309,6 +322,7 @@ def _check(settings: Settings) -> None:
             ip_address(proxy)
         except ValueError as error:
             raise SettingsError(f"trusted_proxies: expected IP addresses, got {proxy!r}") from error
+    _check_package_store(settings)
     if settings.accel_prefix:
         if not re.fullmatch(r"(/[A-Za-z0-9_-]+)+/?", settings.accel_prefix):
             raise SettingsError(f"accel_prefix: expected a path such as /packages/, got {settings.accel_prefix!r}")
@@ -332,6 +346,24 @@ def _check_workers(settings: Settings) -> None:
             raise SettingsError(f"{name}: workers need a port that they can share, not 0")
         if name == "metrics_listen" and port + settings.workers - 1 > 65_535:
             raise SettingsError(f"{name}: there are not {settings.workers} ports from {port} on, one for each worker")
+
+
+def _check_package_store(settings: Settings) -> None:
+    if not settings.package_store:
+        for name, given in (
+            ("s3_endpoint", settings.s3_endpoint),
+            ("s3_region", settings.s3_region),
+            ("package_redirect_s", settings.package_redirect_s),
+        ):
+            if given:
+                raise SettingsError(f"{name}: needs package_store")
+        return
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9_-]+)*/?", settings.package_store):
+        raise SettingsError(f"package_store: expected s3://BUCKET[/PREFIX], got {settings.package_store!r}")
+    if settings.s3_endpoint and not settings.s3_endpoint.startswith(("http://", "https://")):
+        raise SettingsError("s3_endpoint: expected http://... or https://...")
+    if find_spec("obstore") is None:
+        raise SettingsError("package_store: needs the extra s3: pip install 'openiodm[s3]'")
 
 
 def _check_tls(settings: Settings, prefix: str) -> None:

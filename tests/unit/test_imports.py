@@ -67,6 +67,7 @@ NEVER: dict[str, tuple[str, ...]] = {
 
 # Imports inside functions, each with the reason why it does not stand at the top of its file.
 LAZY = {
+    "rooms": "a bucket's client is an extra that most installations do not have",
     "storage.open": "Alembic costs more than the rest of the start together, and is needed only when a schema is old",
     "cli": "a command that only asks a server must not wait for SQLAlchemy, uvicorn and the server's own modules",
 }

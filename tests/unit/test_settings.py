@@ -37,6 +37,11 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "credential_failures_per_minute": ("7", "7", 7),
     "login_failures_per_minute": ("7", "7", 7),
     "audit_days": ("7", "7", 7),
+    "package_store": ('"s3://ota/x"', "s3://ota/x", "s3://ota/x"),
+    "s3_endpoint": ('"https://s3.example"', "https://s3.example", "https://s3.example"),
+    "s3_region": ('"eu-west-1"', "eu-west-1", "eu-west-1"),
+    "package_cache_bytes": ("7", "7", 7),
+    "package_redirect_s": ("7", "7", 7),
     "accel_prefix": ('"/packages/"', "/packages/", "/packages/"),
     "max_package_bytes": ("1", "1", 1),
     "min_free_disk_bytes": ("0", "0", 0),
@@ -86,6 +91,7 @@ TLS_BESIDE = {
 BESIDE: dict[str, dict[str, Any]] = {
     **TLS_BESIDE,
     "workers": {"database": "postgresql://h/d"},
+    **{name: {"package_store": "s3://ota"} for name in ("s3_endpoint", "s3_region", "package_redirect_s")},
     "accel_prefix": {"trusted_proxies": ("127.0.0.1",)},
     "device_tls_certificate": {"device_listen": "h:1"},
     **{
@@ -138,6 +144,11 @@ NONSENSE: dict[str, list[str]] = {
     "credential_failures_per_minute": ["-1"],
     "login_failures_per_minute": ["-1"],
     "audit_days": ["-1", "36501"],
+    "package_store": ["ota", "s3://", "s3:///ota", "https://ota", "s3://OTA", "s3://ota/a b", "s3://ota/../x"],
+    "s3_endpoint": ["https://s3.example"],  # without package_store, as the next ones
+    "s3_region": ["eu-west-1"],
+    "package_redirect_s": ["60", "-1", "604801"],
+    "package_cache_bytes": ["0"],
     "accel_prefix": ["/packages/"],  # without trusted_proxies; what is no path follows below
     "max_package_bytes": ["0", "1GiB"],
     "min_free_disk_bytes": ["-1"],
@@ -241,6 +252,12 @@ def test_workers_need_ports_that_they_can_share_and_one_each_for_metrics(given: 
     assert next(iter(given)) in refusal(environ={}, database=database, workers=3, **given)
     assert load(environ={}, database=database, **given).workers == 1
     assert load(environ={}, database=database, workers=3, metrics_listen="h:65533").workers == 3
+
+
+def test_a_bucket_needs_its_client_and_an_endpoint_is_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "s3_endpoint" in refusal(environ={}, package_store="s3://ota", s3_endpoint="s3.example")
+    monkeypatch.setattr("openiodm.settings.find_spec", lambda name: None)
+    assert "openiodm[s3]" in refusal(environ={}, package_store="s3://ota")
 
 
 @pytest.mark.parametrize("text", ["packages", "/", "//", "/a/../b", "/a b", "http://h/a"])

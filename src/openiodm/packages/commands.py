@@ -77,8 +77,8 @@ class PackageCommands:
             sha256: digest announced, hex.
 
         Raises:
-            Refusal: BAD_INPUT (naming the field), PACKAGE_TOO_LARGE, STORE_FULL, PACKAGE_DIGEST_MISMATCH. Nothing
-                is kept.
+            Refusal: BAD_INPUT (naming the field), PACKAGE_TOO_LARGE, STORE_FULL, STORE_AWAY,
+                PACKAGE_DIGEST_MISMATCH. Nothing is kept.
         """
         said = _checked(description)
         wanted = None if sha256 is None else checked_sha256(sha256)

@@ -87,6 +87,9 @@ class StagedFile(Protocol):
         """Puts the bytes in their place; until the end of the block no collection removes them.
 
         The row that refers to them is committed inside. Without such a row a later collection takes them away.
+
+        Raises:
+            Refusal: STORE_AWAY.
         """
         ...
 

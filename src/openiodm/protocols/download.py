@@ -15,7 +15,7 @@ import structlog
 from starlette.types import Message, Receive, Send
 
 from openiodm.protocols import ranges
-from openiodm.protocols.port import File
+from openiodm.protocols.port import File, LocalFile
 from openiodm.protocols.ranges import Plan, Span
 
 CHUNK_BYTES = 1024 * 1024
@@ -63,10 +63,18 @@ class Downloads:
     peer is slow to take and the next. Few downloads get large chunks; a thousand slow readers stay small together.
     """
 
-    def __init__(self, path_of: Callable[[str], Path], handover: "Handover | None" = None) -> None:
-        """`path_of` gives the file of a SHA-256; `handover` is who else may send it."""
-        self._path_of = path_of
+    def __init__(
+        self,
+        local: LocalFile,
+        handover: Handover | None = None,
+        elsewhere: Callable[[str], Awaitable[str]] | None = None,
+    ) -> None:
+        """`handover` is an nginx that may send a file of ours, `elsewhere` gives the address of a SHA-256 that clients
+        are redirected to.
+        """
+        self._local = local
         self._handover = handover
+        self._elsewhere = elsewhere
         self.active = 0
         self.sent: Callable[[int], None] = lambda _octets: None
         """Hears of bytes that went out."""
@@ -83,12 +91,19 @@ class Downloads:
 
         Raises:
             OSError: there is no such file, or no such bytes in it; nothing was sent.
+            PackageAway: it cannot be had now; nothing was sent.
         """
         headers = {**plan.headers, **headers}
         if asked.method != "GET" or not plan.pieces:
             await _whole(asked.send, plan.status, headers)
             return True
-        path = self._path_of(file.sha256)
+        # An entity tag in If-Range would be ours, and unknown elsewhere.
+        if self._elsewhere is not None and "if-range" not in asked.headers and ranges.is_common(asked.headers, plan):
+            address = await self._elsewhere(file.sha256)
+            moved = {"Location": address, "Cache-Control": "no-store", "Content-Length": "0"}
+            await _whole(asked.send, 302, moved)
+            return True
+        path = await self._local(file.sha256)
         uri = None if self._handover is None else self._handover.uri(asked, plan, path)
         if uri is not None:
             await asyncio.to_thread(os.stat, path)

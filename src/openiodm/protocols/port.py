@@ -4,9 +4,10 @@ A protocol authenticates and reads with one `DeviceDirectory` look-up, turns wha
 signals (`campaigns.rollout`), and renders what `Contacted.standing` allows. It knows no table and no campaign.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
 from openiodm.access.model import ApplicationKey, Product
@@ -36,6 +37,15 @@ class File:
     md5: str
     size: int
     stored_at: Instant
+
+
+LocalFile = Callable[[str], Awaitable[Path]]
+"""The file of a SHA-256 on this machine's disk; it may have to be fetched. FileNotFoundError: there is no such package,
+which the opening of the file may tell as well; `PackageAway`."""
+
+
+class PackageAway(Exception):
+    """The bytes cannot be had now; the same request may succeed later. The text says why, for the log."""
 
 
 @dataclass(frozen=True, slots=True)

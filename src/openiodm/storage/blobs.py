@@ -75,6 +75,10 @@ class FileStore:
         """Where the bytes lie; the file may be opened and sent as it is."""
         return self.folder / sha256[:2] / sha256[2:4] / sha256
 
+    async def local(self, sha256: str) -> Path:
+        """See `protocols.port.LocalFile`: it lies here."""
+        return self.path(sha256)
+
     async def in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """Runs a call that may wait for the disk."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
@@ -189,6 +193,11 @@ class Incoming:
         self._mutex = Lock()
         self._discarded = False
         self._placed = False
+
+    @property
+    def path(self) -> Path:
+        """Where the bytes lie until they are placed."""
+        return self._path
 
     @property
     def blob(self) -> Blob:

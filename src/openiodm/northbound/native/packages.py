@@ -131,6 +131,7 @@ def routes(commands: PackageCommands, queries: PackageQueries) -> list[Route]:
                 Reason.PACKAGE_TOO_LARGE,
                 Reason.PACKAGE_DIGEST_MISMATCH,
                 Reason.STORE_FULL,
+                Reason.STORE_AWAY,
             ),
             request_media=UPLOAD_MEDIA,
             streams_body=True,

@@ -32,7 +32,7 @@ from openiodm.protocols.ddi.negotiation import Media, choose_media, etag_of, med
 from openiodm.protocols.ddi.session import Base
 from openiodm.protocols.download import Asked, Downloads
 from openiodm.protocols.etags import match_etag
-from openiodm.protocols.port import Contacted, Credential, DeviceDirectory, File, KnownDevice
+from openiodm.protocols.port import Contacted, Credential, DeviceDirectory, File, KnownDevice, PackageAway
 
 log = structlog.get_logger(__name__)
 
@@ -466,6 +466,9 @@ class DdiServer:
         except FileNotFoundError as error:
             log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
             raise _not_found("the artifact is not in the store") from error
+        except PackageAway as error:
+            log.error("package_away", sha256=file.sha256, error=str(error))
+            raise _Answer(503, None, "the artifact cannot be had now") from error
         if not complete:
             log.info("download_broken_off", device=caller.device.device_id, action_id=s.action_id)
 

@@ -7,9 +7,9 @@ attempt: devices fetch it with nothing else in hand, some from another socket th
 import mmap
 import re
 from collections import OrderedDict
-from collections.abc import Callable
-from pathlib import Path
 from typing import Final
+
+from openiodm.protocols.port import LocalFile
 
 OPEN: Final = 64
 """Most packages that are mapped at the same time. One that goes stays mapped for those who still read it."""
@@ -30,26 +30,34 @@ def package_of(name: str) -> tuple[bytes, int] | None:
 
 
 class PackageFiles:
-    """Opens each package once. `path_of` gives the file of a SHA-256."""
+    """Opens each package once."""
 
-    def __init__(self, path_of: Callable[[str], Path]) -> None:
-        self._path_of = path_of
+    def __init__(self, local: LocalFile) -> None:
+        self._local = local
         self._open: OrderedDict[str, mmap.mmap] = OrderedDict()
 
-    def open(self, sha256: str) -> mmap.mmap:
-        """The package's bytes.
+    def mapped(self, sha256: str) -> mmap.mmap | None:
+        """The package's bytes, if it is open."""
+        found = self._open.get(sha256)
+        if found is not None:
+            self._open.move_to_end(sha256)
+        return found
+
+    async def open(self, sha256: str) -> mmap.mmap:
+        """The package's bytes, which may have to be fetched.
 
         Raises:
             OSError: it is not in the store.
+            PackageAway: it cannot be had now.
         """
-        mapped = self._open.get(sha256)
+        mapped = self.mapped(sha256)
         if mapped is None:
-            with self._path_of(sha256).open("rb") as file:
+            path = await self._local(sha256)
+            with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             while len(self._open) >= OPEN:
                 self._open.popitem(last=False)
             self._open[sha256] = mapped
-        self._open.move_to_end(sha256)
         return mapped
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from openiodm.protocols.lwm2m.codec.values import Lwm2mFormatError, parse_path
 from openiodm.protocols.lwm2m.files import PackageFiles, package_of
 from openiodm.protocols.lwm2m.talk import speaks_pcp
 from openiodm.protocols.lwm2m.upgrades import STALE_AFTER, Upgrades
-from openiodm.protocols.port import EndpointDevice, EndpointDirectory, KeptRegistration, Registrations
+from openiodm.protocols.port import EndpointDevice, EndpointDirectory, KeptRegistration, PackageAway, Registrations
 
 REGISTRATION_PAGE: Final = 500
 """Registrations that are read at once at the start."""
@@ -333,7 +333,10 @@ class Lwm2mServer:
         if found is None or client is None or not _may_fetch(client, peer):
             return Message(Code.NOT_FOUND)
         fresh = self._clock.now() - client.looked_at < STALE_AFTER
-        if not fresh or client.unfinished is None or client.unfinished.standing.state is UpgradeState.OFFERED:
+        unfinished = client.unfinished
+        if not fresh or unfinished is None or unfinished.standing.state is UpgradeState.OFFERED:
+            return self._package_after_a_look(client, message, found[1])
+        if self._files.mapped(unfinished.file.sha256) is None:
             return self._package_after_a_look(client, message, found[1])
         return self._block(client, message, found[1])
 
@@ -344,6 +347,17 @@ class Lwm2mServer:
         if s is not None and s.state is UpgradeState.OFFERED and s.action_id == action_id and offers_bytes(s):
             begun = Progress(action_id, LogEntry("lwm2m", ("fetches",)), UpgradeEvent.DOWNLOAD_STARTED)
             await self._upgrades.signal(client, [begun])
+        unfinished = client.unfinished
+        if unfinished is not None and unfinished.standing.action_id == action_id:
+            file = unfinished.file
+            try:
+                await self._files.open(file.sha256)
+            except OSError:
+                log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
+                return Message(Code.NOT_FOUND)
+            except PackageAway as error:
+                log.error("package_away", sha256=file.sha256, error=str(error))
+                return Message(Code.SERVICE_UNAVAILABLE)
         return self._block(client, message, action_id)
 
     def _block(self, client: Client, message: Message, action_id: int) -> Message:
@@ -353,11 +367,9 @@ class Lwm2mServer:
         s, file = unfinished.standing, unfinished.file
         if s.action_id != action_id or not offers_bytes(s):
             return Message(Code.NOT_FOUND)
-        try:
-            body = self._files.open(file.sha256)
-        except OSError:
-            log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
-            return Message(Code.NOT_FOUND)
+        body = self._files.mapped(file.sha256)
+        if body is None:  # closed meanwhile, for others: the device asks again
+            return Message(Code.SERVICE_UNAVAILABLE)
         client.heard_at = self._clock.now()
         return blocks.serve(message, body, bytes.fromhex(file.sha256[:16]))
 

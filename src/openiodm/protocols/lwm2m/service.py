@@ -1,8 +1,7 @@
 """The whole of LwM2M on its sockets: plain CoAP, DTLS, or both, with one set of devices behind them."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
@@ -24,7 +23,7 @@ from openiodm.protocols.lwm2m.places import Places
 from openiodm.protocols.lwm2m.server import Lwm2mServer
 from openiodm.protocols.lwm2m.upgrades import Campaigns, Upgrades
 from openiodm.protocols.lwm2m.web import PackageSite
-from openiodm.protocols.port import EndpointDirectory, Registrations
+from openiodm.protocols.port import EndpointDirectory, LocalFile, Registrations
 
 COOKIE_SECRET_BYTES: Final = 32
 
@@ -59,7 +58,7 @@ class Lwm2mService:
         registrations: Registrations,
         campaigns: Campaigns,
         devices: Devices,
-        path_of: Callable[[str], Path],
+        local: LocalFile,
         downloads: Downloads,
         clock: Clock,
         listen: Listen,
@@ -72,7 +71,7 @@ class Lwm2mService:
         self._clock = clock
         self.clients = Clients()
         self.keys = Keys(directory)
-        self._files = PackageFiles(path_of)
+        self._files = PackageFiles(local)
         self._sockets: list[tuple[UdpSocket, Endpoint]] = []
         self.plain: Endpoint | None = None
         self.secure: Endpoint | None = None

@@ -59,7 +59,7 @@ from openiodm.protocols.lwm2m.talk import (
 from openiodm.protocols.pcp import codec as pcp_codec
 from openiodm.protocols.pcp import session as pcp
 from openiodm.protocols.pcp.codec import PcpFormatError
-from openiodm.protocols.port import EndpointDirectory, Unfinished
+from openiodm.protocols.port import EndpointDirectory, PackageAway, Unfinished
 
 LOOK_EVERY_S: Final = 0.5
 LOOK_AT: Final = 500
@@ -182,25 +182,27 @@ class Upgrades:
             if s is not None:
                 s = None if client.unfinished is None else client.unfinished.standing
             ended = client.kept.attempted or (client.unfinished is None and isinstance(talk, PcpTalk))
-            package = None if s is None else self._pcp_package(client)
+            package = None if s is None else await self._pcp_package(client)
             asked, frames = pcp.answer(s, asked, said, package, self._clock.now(), ended=ended)
             if isinstance(talk, PcpTalk):
                 talk.asked = asked
             client.outbox.extend(pcp_codec.encode(frame) for frame in frames)
 
-    def _pcp_package(self, client: Client) -> pcp.Package | None:
+    async def _pcp_package(self, client: Client) -> pcp.Package | None:
         assert client.unfinished is not None
-        body = self._body(client)
+        body = await self._body(client)
         return None if body is None else pcp.Package(body, client.unfinished.fragment_bytes)
 
-    def _body(self, client: Client) -> mmap | None:
+    async def _body(self, client: Client) -> mmap | None:
         assert client.unfinished is not None
         file = client.unfinished.file
         try:
-            return self._files.open(file.sha256)
+            return await self._files.open(file.sha256)
         except OSError:
             log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
-            return None
+        except PackageAway as error:
+            log.error("package_away", sha256=file.sha256, error=str(error))
+        return None
 
     def forget(self, client: Client) -> None:
         """It has left: nothing more is said to it."""
@@ -369,7 +371,7 @@ class Upgrades:
         if isinstance(effect, Write | Upload) and offers(effect):
             await self._hear(client, talk, Offering(effect))
         if isinstance(effect, Upload):
-            mapped = None if client.unfinished is None else self._body(client)
+            mapped = None if client.unfinished is None else await self._body(client)
             if mapped is None:
                 return Unanswered(effect)
             body = mapped

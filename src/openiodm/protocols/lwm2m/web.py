@@ -15,7 +15,7 @@ from openiodm.protocols.lwm2m.clients import Client
 from openiodm.protocols.lwm2m.files import package_of
 from openiodm.protocols.lwm2m.places import HTTP_PATH
 from openiodm.protocols.lwm2m.upgrades import Upgrades
-from openiodm.protocols.port import File
+from openiodm.protocols.port import File, PackageAway
 
 log = structlog.get_logger(__name__)
 
@@ -89,6 +89,9 @@ class PackageSite:
         except FileNotFoundError:
             log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
             await _empty(send, 404)
+        except PackageAway as error:
+            log.error("package_away", sha256=file.sha256, error=str(error))
+            await _empty(send, 503)
 
 
 async def _empty(send: Send, status: int, headers: list[tuple[bytes, bytes]] | None = None) -> None:

@@ -118,12 +118,12 @@ def put(folder: Path, content: bytes = BYTES) -> Path:
     return path
 
 
-def backup(url: str, tmp_path: Path, now: int = AT) -> Written:
+def backup(url: str, tmp_path: Path, now: int = AT, *, bucket: bool = False) -> Written:
     async def run() -> Written:
         database = await open_database(url)
         store = FileStore(tmp_path / "packages")
         try:
-            return await write(database, store, tmp_path / "backups", now)
+            return await write(database, None if bucket else store, tmp_path / "backups", now)
         finally:
             await store.close()
             await database.close()
@@ -262,6 +262,16 @@ def test_a_package_file_that_is_missing_or_damaged_is_named_and_the_rest_is_kept
     target = new_url("sqlite")
     restore(written.path, target, tmp_path)
     assert len(rows(target)["package"]) == 1
+
+
+def test_without_files_it_has_the_rows_alone(source: str, new_url: NewUrl, tmp_path: Path) -> None:
+    """As with packages in a bucket."""
+    written = backup(source, tmp_path, bucket=True)
+    assert (written.manifest.packages, written.manifest.damaged_packages) == (0, [])
+    target = new_url("sqlite")
+    restore(written.path, target, tmp_path)
+    assert len(rows(target)["package"]) == 1
+    assert not (tmp_path / "restored").exists()
 
 
 # -- what is no backup

@@ -167,6 +167,7 @@ async def test_an_object_with_other_bytes_is_not_handed_out(bucket: Bucket, tmp_
 
 async def test_copies_are_bounded_and_the_least_used_goes(bucket: Bucket, tmp_path: Path) -> None:
     async with opened(bucket, tmp_path, cache_bytes=250) as store:
+        await collect(store, [])  # from when on copies may go
         first, second, third = (bytes([i]) * 100 for i in range(3))
         await put(store, first)
         await put(store, second)
@@ -236,6 +237,30 @@ async def test_a_listing_is_paid_for_and_not_repeated_at_every_turn(bucket: Buck
     assert [group async for group in store.prefixes()] == [[digest(b"x")]]
     assert [group async for group in store.prefixes()] == []
     await store.close()
+
+
+async def test_what_was_on_the_disk_before_there_was_a_bucket_goes_into_it(bucket: Bucket, tmp_path: Path) -> None:
+    before = FileStore(tmp_path)
+    await before.open()
+    async with before.receive(chunks(b"from before"), limit=1000) as staged, staged.published():
+        pass
+    await before.close()
+    sha256 = digest(b"from before")
+    age(tmp_path, b"from before")
+    async with opened(bucket, tmp_path, cache_bytes=1, endpoint=f"http://127.0.0.1:{free_port()}") as store:
+        await collect(store, [])
+        assert copies(tmp_path) == [sha256]  # it is nowhere else
+    async with opened(bucket, tmp_path, cache_bytes=1) as store:
+        assert bucket.keys() == []
+        await store.trim()
+        assert copies(tmp_path) == [sha256]
+        await collect(store, [])
+        (key,) = bucket.keys()
+        assert bucket.read(key) == b"from before"
+        assert copies(tmp_path) == []
+        assert (await store.local(sha256)).read_bytes() == b"from before"
+        await collect(store, [])
+        assert bucket.keys() == [key]
 
 
 # ------------------------------------------------------------------------- a whole server

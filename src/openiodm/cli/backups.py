@@ -38,8 +38,8 @@ def backup(
     """Back the database and the package files up, while the server runs or not.
 
     The backup is the folder that is printed, named by the moment (UTC). Package files that the backup before has are
-    linked to it, not copied. It holds keys of devices: nobody else may read it. Exit code 1 also when package files of
-    the server are missing or damaged; the backup is kept then, without them.
+    linked to it, not copied; with `package_store` it has the rows alone. It holds keys of devices: nobody else may read
+    it. Exit code 1 also when package files of the server are missing or damaged; the backup is kept then, without them.
     """
     settings = load_settings(config, database, data_dir)
     written = _run(_backup(settings, folder))
@@ -115,12 +115,13 @@ async def _backup(settings: "Settings", folder: Path) -> "Written":
             f"the database's schema is {revision}, this version's is {HEAD}: back up with the version that runs"
         )
     opened = await open_database(url)
-    store = FileStore(settings.package_dir)
+    store = None if settings.package_store else FileStore(settings.package_dir)
     try:
         now = await opened.now() or SystemClock().now()
         return await write(opened, store, folder, now)
     finally:
-        await store.close()
+        if store is not None:
+            await store.close()
         await opened.close()
 
 

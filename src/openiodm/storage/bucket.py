@@ -12,7 +12,7 @@ import asyncio
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -87,6 +87,7 @@ class BucketStore:
         self._cache_bytes = cache_bytes
         self._list_every_s = list_every_s
         self._listed_at: float | None = None
+        self._adopted = False
         self._old: dict[str, list[_Object]] = {}  # of the group that `prefixes` has last given
         self._known: OrderedDict[str, tuple[float, _Object]] = OrderedDict()
         self._fetches: dict[str, asyncio.Task[None]] = {}
@@ -118,14 +119,14 @@ class BucketStore:
         async with self._cache.receive(chunks, limit=limit, expected=expected) as incoming:
             yield _Staged(self, incoming)
 
-    async def put(self, file: Path, blob: Blob) -> None:
+    async def put(self, file: Path, sha256: str) -> None:
         """A new object of these bytes.
 
         Raises:
             Refusal: STORE_AWAY.
         """
-        path = f"{blob.sha256[:2]}/{blob.sha256}/{random_id()}"
-        part = max(PART_BYTES, -(-blob.size // MOST_PARTS))
+        path = f"{sha256[:2]}/{sha256}/{random_id()}"
+        part = max(PART_BYTES, -(-(await self._cache.in_thread(file.stat)).st_size // MOST_PARTS))
         try:
             await obstore.put_async(self._bucket, path, file, chunk_size=part, max_concurrency=AT_ONCE)
         except FAULTS as error:
@@ -208,8 +209,9 @@ class BucketStore:
         return max(found)
 
     async def trim(self) -> None:
-        """Deletes the copies that were not used for longest, until the rest is within its bound."""
-        await self._cache.in_thread(_trim, self._cache, self._cache_bytes)
+        """Deletes copies, the one that was not used for longest first, down to their bound; none before `adopt`."""
+        if self._adopted:
+            await self._cache.in_thread(_trim, self._cache, self._cache_bytes)
 
     # -- collection
 
@@ -219,23 +221,45 @@ class BucketStore:
         if self._listed_at is not None and now - self._listed_at < self._list_every_s:
             return
         self._listed_at = now
+        listed = set[str]()
         settled = self._clock.now() - SETTLED_S * SECOND
         try:
             async for group in _listing(self._bucket):
                 for meta in group:
                     found = _object(meta)
                     prefix, _, rest = found.path.partition("/")
+                    sha256 = rest.partition("/")[0]
+                    listed.add(sha256)
                     if self._old and prefix != next(iter(self._old))[:2]:
                         yield list(self._old)
                         self._old = {}
                     if found.modified.timestamp() * 1000 < settled:
-                        self._old.setdefault(rest.partition("/")[0], []).append(found)
+                        self._old.setdefault(sha256, []).append(found)
             if self._old:
                 yield list(self._old)
+            if not self._adopted:
+                await self.adopt(listed)
         except FAULTS as error:
             log.error("package_store_failed", error=_text(error))
         finally:
             self._old = {}
+
+    async def adopt(self, listed: Collection[str]) -> None:
+        """Puts what the disk has and the bucket has not into it: packages from before there was a bucket, or from a
+        backup. Once after a start, and before any copy is deleted.
+        """
+        async for group in self._cache.prefixes():
+            for sha256 in group:
+                if sha256 in listed:
+                    continue
+                try:
+                    await self.put(self._cache.path(sha256), sha256)
+                except Refusal:
+                    self._listed_at = None  # at the next turn
+                    return
+                log.info("package_adopted", sha256=sha256)
+        self._adopted = True
+        await self.trim()
 
     @asynccontextmanager
     async def exclusive(self, prefix: str) -> AsyncIterator[bool]:
@@ -249,6 +273,7 @@ class BucketStore:
             return 0, 0
         for sha256 in sha256s:
             self._known.pop(sha256, None)
+        await self._cache.remove(sha256s)
         try:
             await obstore.delete_async(self._bucket, [found.path for found in objects])
         except FAULTS as error:  # the next collection tries again
@@ -273,7 +298,7 @@ class _Staged:
 
     @asynccontextmanager
     async def published(self) -> AsyncIterator[None]:
-        await self._store.put(self._incoming.path, self.blob)
+        await self._store.put(self._incoming.path, self.blob.sha256)
         async with self._incoming.published():
             await self._store.trim()
             yield

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,8 +50,8 @@ class Written:
     copied_bytes: int
 
 
-async def write(database: Database, store: FileStore, folder: Path, now: int) -> Written:
-    """A new backup in `folder`.
+async def write(database: Database, store: FileStore | None, folder: Path, now: int) -> Written:
+    """A new backup in `folder`. Without a `store`, of the rows alone: packages are in a bucket.
 
     Package files are kept from collection meanwhile, so that each one that the rows name is there.
 
@@ -60,7 +60,10 @@ async def write(database: Database, store: FileStore, folder: Path, now: int) ->
     """
     name = datetime.fromtimestamp(now / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
     with layout.explained(folder), _partial(folder, name) as partial:
-        async with store.kept(), database.snapshot() as view:
+        async with AsyncExitStack() as stack:
+            if store is not None:
+                await stack.enter_async_context(store.kept())
+            view = await stack.enter_async_context(database.snapshot())
             written = await _Writer(view, database.engine, store, partial, layout.backups(folder)).write(now)
         _publish(partial, folder / name)
     return Written(folder / name, *written)
@@ -109,7 +112,9 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 class _Writer:
-    def __init__(self, view: Reader, engine: str, store: FileStore, folder: Path, before: Sequence[Path]) -> None:
+    def __init__(
+        self, view: Reader, engine: str, store: FileStore | None, folder: Path, before: Sequence[Path]
+    ) -> None:
         self._view = view
         self._engine = engine
         self._store = store
@@ -127,7 +132,9 @@ class _Writer:
         packages = size = copied = 0
         damaged = []
         async for sha256, expected in self._blobs():
-            added = self._package(sha256, expected)
+            if self._store is None:
+                break
+            added = self._package(self._store, sha256, expected)
             if added is None:
                 damaged.append(sha256)
                 continue
@@ -183,7 +190,7 @@ class _Writer:
             for row in rows:
                 yield row["sha256"], row["size"]
 
-    def _package(self, sha256: str, size: int) -> int | None:
+    def _package(self, store: FileStore, sha256: str, size: int) -> int | None:
         """Bytes copied: none when the backup before has the file; None when ours is missing or damaged."""
         path = layout.package_of(sha256)
         target = self._folder / path
@@ -192,7 +199,7 @@ class _Writer:
             self._sums[path] = sha256
             return 0
         try:
-            found, length = layout.copy(self._store.path(sha256), target)
+            found, length = layout.copy(store.path(sha256), target)
         except FileNotFoundError:
             return None
         if (found, length) != (sha256, size):

@@ -322,16 +322,15 @@ async def test_a_download_may_be_redirected_to_the_bucket(
 
 @sqlite_only
 async def test_an_upload_that_the_bucket_does_not_take_keeps_no_row(
-    database_url: str, tmp_path: Path, clock: ManualClock, bucket: Bucket
+    database_url: str, tmp_path: Path, clock: ManualClock, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     query = {"type": "firmwarePackage", "name": "a.bin", "version": "V3"}
     query |= {"deviceType": "sensor", "model": "m1", "manufacturerName": "acme"}
     async with build_world(database_url, tmp_path, clock, **bucket.settings) as world:
         headers = await world.login()
         listed = (await world.http.get("/api/v1/packages", headers=headers)).json()
-        (key,) = bucket.keys()
-        bucket.delete(key)
-        bucket.client.delete_bucket(Bucket=bucket.name)
+        away = connect(bucket.settings["package_store"], f"http://127.0.0.1:{free_port()}", "us-east-1")
+        monkeypatch.setattr(world.rooms.files, "_bucket", away)
         answer = await world.http.post("/api/v1/packages", params=query, content=b"x" * 100, headers=headers)
         assert answer.status_code == 503
         assert "store-away" in answer.text

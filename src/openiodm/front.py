@@ -39,7 +39,9 @@ from openiodm.protocols.ddi import codec
 from openiodm.protocols.ddi.server import DdiServer
 from openiodm.protocols.lwm2m.service import Lwm2mService
 from openiodm.protocols.lwm2m.web import PackageSite
+from openiodm.protocols.signed import SignedLinks, SignedSite
 from openiodm.rooms import Rooms, clocks
+from openiodm.settings import Settings
 from openiodm.storage.access import SharedFlow
 from openiodm.storage.contacts import SqlDeviceDirectory
 from openiodm.storage.work import Work
@@ -55,7 +57,9 @@ class Front:
     def __init__(self, rooms: Rooms, *, applications: bool, devices: bool, lwm2m: Lwm2mService | None = None) -> None:
         self._rooms = rooms
         self._lwm2m = lwm2m.site if lwm2m is not None and devices else None
-        self._ddi = _ddi(rooms) if devices else None
+        links = _links(rooms.settings)
+        self._ddi = _ddi(rooms, links) if devices else None
+        self._signed = _signed(rooms, links) if devices and links is not None else None
         self._trusted_proxies = frozenset(rooms.settings.trusted_proxies)
         self._compat = self._native = None
         self._compat_edge = CompatEdge(errors_as_4xx=rooms.settings.group_errors_as_4xx)
@@ -76,6 +80,8 @@ class Front:
             await self._ddi(scope, receive, send)
         elif self._lwm2m is not None and PackageSite.serves(path):
             await self._lwm2m(scope, receive, send)
+        elif self._signed is not None and SignedSite.serves(path):
+            await self._signed(scope, receive, send)
         elif self._native is not None and path.startswith("/api/"):
             await self._api(self._native, self._native_edge, scope, receive, send)
         elif path in ("/healthz", "/readyz"):
@@ -169,7 +175,16 @@ def _flow(rooms: Rooms, per_minute: int, table: str) -> FlowControl:
     return MemoryFlow(rooms.clock, per_minute)
 
 
-def _ddi(rooms: Rooms) -> DdiServer:
+def _links(settings: Settings) -> SignedLinks | None:
+    return SignedLinks(settings.cdn_url, settings.cdn_key, settings.cdn_life_s) if settings.cdn_url else None
+
+
+def _signed(rooms: Rooms, links: SignedLinks) -> SignedSite:
+    proxies = frozenset(rooms.settings.trusted_proxies)
+    return SignedSite(links, rooms.files.local, rooms.downloads, rooms.clock, proxies)
+
+
+def _ddi(rooms: Rooms, links: SignedLinks | None) -> DdiServer:
     settings = rooms.settings
     return DdiServer(
         SqlDeviceDirectory(rooms.database),
@@ -180,6 +195,7 @@ def _ddi(rooms: Rooms) -> DdiServer:
         rooms.limit,
         poll_seconds=settings.poll_interval_s,
         device_url=settings.device_url,
+        links=links,
         trusted_proxies=frozenset(settings.trusted_proxies),
     )
 

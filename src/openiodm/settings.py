@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta
 
 PREFIX = "OPENIODM_"
+CDN_KEY_CHARS = 32
 
 Seconds = Annotated[int, Meta(ge=1, le=10 * 365 * 86_400)]
 Bytes = Annotated[int, Meta(ge=1)]
@@ -114,6 +115,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     package_redirect_s: Annotated[int, Meta(ge=0, le=7 * 86_400)] = 0
     """With `package_store`: downloads over HTTP are redirected to the bucket (302), by an address that is valid for so
     many seconds; 0: we send them."""
+    cdn_url: str = ""
+    """Base URL of a CDN that fetches from `cdn/` at the devices' address: DDI devices are told a signed address there,
+    which anybody may use until it ends."""
+    cdn_key: str = ""
+    """Secret of the signatures, the same on every server: 32 characters or more."""
+    cdn_life_s: Annotated[int, Meta(ge=60, le=30 * 86_400)] = 3600
+    """How long such an address is valid at least; twice as long at most."""
     accel_prefix: str = ""
     """Path of nginx's internal location over `packages` in `data_dir`: a download that came through one of
     `trusted_proxies` is answered with `X-Accel-Redirect`, and nginx sends the bytes; empty: we send them."""
@@ -209,7 +217,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return Path(self.data_dir).absolute() / "packages"
 
 
-SECRETS = frozenset({"database"})  # may hold a password: from `_FILE` too, never logged
+SECRETS = frozenset({"database", "cdn_key"})  # may hold a password: from `_FILE` too, never logged
 
 
 def host_port(value: str, setting: str) -> tuple[str, int]:
@@ -323,6 +331,7 @@ def _check(settings: Settings) -> None:
         except ValueError as error:
             raise SettingsError(f"trusted_proxies: expected IP addresses, got {proxy!r}") from error
     _check_package_store(settings)
+    _check_cdn(settings)
     if settings.accel_prefix:
         if not re.fullmatch(r"(/[A-Za-z0-9_-]+)+/?", settings.accel_prefix):
             raise SettingsError(f"accel_prefix: expected a path such as /packages/, got {settings.accel_prefix!r}")
@@ -346,6 +355,17 @@ def _check_workers(settings: Settings) -> None:
             raise SettingsError(f"{name}: workers need a port that they can share, not 0")
         if name == "metrics_listen" and port + settings.workers - 1 > 65_535:
             raise SettingsError(f"{name}: there are not {settings.workers} ports from {port} on, one for each worker")
+
+
+def _check_cdn(settings: Settings) -> None:
+    if bool(settings.cdn_url) != bool(settings.cdn_key):
+        raise SettingsError("cdn_url: needs cdn_key" if settings.cdn_url else "cdn_key: needs cdn_url")
+    if settings.cdn_url and not settings.cdn_url.startswith(("http://", "https://")):
+        raise SettingsError("cdn_url: expected http://... or https://...")
+    if settings.cdn_key and len(settings.cdn_key) < CDN_KEY_CHARS:
+        raise SettingsError(f"cdn_key: expected {CDN_KEY_CHARS} characters or more")
+    if settings.cdn_url and settings.package_redirect_s:
+        raise SettingsError("package_redirect_s: devices are sent to cdn_url already")
 
 
 def _check_package_store(settings: Settings) -> None:

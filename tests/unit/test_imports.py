@@ -17,7 +17,7 @@ DOMAIN = ("access", "packages", "devices", "campaigns")
 BASE = ("clock", "errors")
 ANYTHING = ("",)
 # What protocols have in common beside their port: how bytes go out over HTTP.
-SHARED = ("protocols.port", "protocols.ranges", "protocols.download", "protocols.etags")
+SHARED = ("protocols.port", "protocols.ranges", "protocols.download", "protocols.etags", "protocols.signed")
 
 # room -> what its modules may import besides the room itself; the longest matching room counts. `*` is one name.
 RULES: dict[str, tuple[str, ...]] = {
@@ -43,6 +43,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "northbound.compat": (*BASE, *DOMAIN, "notifications", "http", "settings", "northbound.*"),
     "northbound.native": (*BASE, *DOMAIN, "notifications", "http", "settings", "northbound.*"),
     "protocols": (*BASE, *DOMAIN, "settings"),
+    "protocols.signed": (*BASE, "http", *SHARED),
     "protocols.*": (*BASE, *DOMAIN, "http", "settings", *SHARED),
     # A carrier knows no domain: LwM2M rides on it, and nothing else of a protocol's folder is another's.
     "protocols.coap": ("clock",),

@@ -42,6 +42,9 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "s3_region": ('"eu-west-1"', "eu-west-1", "eu-west-1"),
     "package_cache_bytes": ("7", "7", 7),
     "package_redirect_s": ("7", "7", 7),
+    "cdn_url": ('"https://cdn.example"', "https://cdn.example", "https://cdn.example"),
+    "cdn_key": (f'"{"k" * 32}"', "k" * 32, "k" * 32),
+    "cdn_life_s": ("61", "61", 61),
     "accel_prefix": ('"/packages/"', "/packages/", "/packages/"),
     "max_package_bytes": ("1", "1", 1),
     "min_free_disk_bytes": ("0", "0", 0),
@@ -92,6 +95,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     **TLS_BESIDE,
     "workers": {"database": "postgresql://h/d"},
     **{name: {"package_store": "s3://ota"} for name in ("s3_endpoint", "s3_region", "package_redirect_s")},
+    "cdn_url": {"cdn_key": "k" * 32},
+    "cdn_key": {"cdn_url": "https://cdn.example"},
     "accel_prefix": {"trusted_proxies": ("127.0.0.1",)},
     "device_tls_certificate": {"device_listen": "h:1"},
     **{
@@ -149,6 +154,9 @@ NONSENSE: dict[str, list[str]] = {
     "s3_region": ["eu-west-1"],
     "package_redirect_s": ["60", "-1", "604801"],
     "package_cache_bytes": ["0"],
+    "cdn_url": ["https://cdn.example"],  # without cdn_key, and the other way round
+    "cdn_key": ["k" * 32],
+    "cdn_life_s": ["59", "2592001"],
     "accel_prefix": ["/packages/"],  # without trusted_proxies; what is no path follows below
     "max_package_bytes": ["0", "1GiB"],
     "min_free_disk_bytes": ["-1"],
@@ -260,6 +268,13 @@ def test_a_bucket_needs_its_client_and_an_endpoint_is_an_address(monkeypatch: py
     assert "openiodm[s3]" in refusal(environ={}, package_store="s3://ota")
 
 
+def test_a_cdn_is_an_address_with_a_key_that_nobody_guesses() -> None:
+    assert "cdn_url" in refusal(environ={}, cdn_url="cdn.example", cdn_key="k" * 32)
+    assert "cdn_key" in refusal(environ={}, cdn_url="https://cdn.example", cdn_key="k" * 31)
+    both = {"cdn_url": "https://cdn.example", "cdn_key": "k" * 32, "package_store": "s3://ota"}
+    assert "package_redirect_s" in refusal(environ={}, **both, package_redirect_s=60)
+
+
 @pytest.mark.parametrize("text", ["packages", "/", "//", "/a/../b", "/a b", "http://h/a"])
 def test_where_nginx_finds_packages_is_a_path(text: str) -> None:
     assert refusal(environ={}, accel_prefix=text, trusted_proxies=["127.0.0.1"]).startswith("accel_prefix: ")
@@ -303,7 +318,8 @@ def test_a_secret_may_lie_in_a_file_of_its_own(name: str, tmp_path: Path) -> Non
     _, text, value = SAMPLES[name]
     secret = tmp_path / "secret"
     secret.write_text(f"{text}\n")
-    assert getattr(load(environ={variable(name) + "_FILE": str(secret)}), name) == value
+    given = load(environ={variable(name) + "_FILE": str(secret)}, **BESIDE.get(name, {}))
+    assert getattr(given, name) == value
 
 
 @pytest.mark.parametrize("name", sorted(SECRETS))

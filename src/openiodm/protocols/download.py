@@ -15,7 +15,7 @@ import structlog
 from starlette.types import Message, Receive, Send
 
 from openiodm.protocols import ranges
-from openiodm.protocols.port import File, LocalFile
+from openiodm.protocols.port import LocalFile
 from openiodm.protocols.ranges import Plan, Span
 
 CHUNK_BYTES = 1024 * 1024
@@ -82,7 +82,7 @@ class Downloads:
         """Hears how a download ended: whole, broken_off, handed_over."""
 
     async def send(
-        self, asked: "Asked", file: File, plan: Plan, headers: Mapping[str, str], still_allowed: Permission
+        self, asked: "Asked", sha256: str, plan: Plan, headers: Mapping[str, str], still_allowed: Permission
     ) -> bool:
         """Answers by `plan`, with `headers` besides; False when the body was broken off: the client left, the
         permission ended, a read failed.
@@ -99,11 +99,11 @@ class Downloads:
             return True
         # An entity tag in If-Range would be ours, and unknown elsewhere.
         if self._elsewhere is not None and "if-range" not in asked.headers and ranges.is_common(asked.headers, plan):
-            address = await self._elsewhere(file.sha256)
+            address = await self._elsewhere(sha256)
             moved = {"Location": address, "Cache-Control": "no-store", "Content-Length": "0"}
             await _whole(asked.send, 302, moved)
             return True
-        path = await self._local(file.sha256)
+        path = await self._local(sha256)
         uri = None if self._handover is None else self._handover.uri(asked, plan, path)
         if uri is not None:
             await asyncio.to_thread(os.stat, path)

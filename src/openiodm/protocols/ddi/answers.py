@@ -94,6 +94,7 @@ class Artifact(msgspec.Struct, frozen=True):
 
     `url` is named by the scheme that the encoder is told (`secure`); `other_url`, when given, is offered
     beside it under the link names of the other scheme. Without `md5` there is no link to the MD5SUM file.
+    `bytes_url`, when given, is where the bytes are instead, whatever its scheme; the MD5SUM file stays with us.
     """
 
     filename: str
@@ -103,6 +104,7 @@ class Artifact(msgspec.Struct, frozen=True):
     md5: str | None = None
     sha256: str | None = None
     other_url: str | None = None
+    bytes_url: str | None = None
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -262,9 +264,9 @@ def _artifact(artifact: Artifact, secure: bool) -> dict[str, object]:
         "size": artifact.size,
         "_links": _links(
             {
-                "download": https,
+                "download": https and (artifact.bytes_url or https),
                 "md5sum": _md5sum_url(artifact, https),
-                "download-http": http,
+                "download-http": http and (artifact.bytes_url or http),
                 "md5sum-http": _md5sum_url(artifact, http),
             }
         ),

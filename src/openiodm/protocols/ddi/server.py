@@ -33,6 +33,7 @@ from openiodm.protocols.ddi.session import Base
 from openiodm.protocols.download import Asked, Downloads
 from openiodm.protocols.etags import match_etag
 from openiodm.protocols.port import Contacted, Credential, DeviceDirectory, File, KnownDevice, PackageAway
+from openiodm.protocols.signed import SignedLinks
 
 log = structlog.get_logger(__name__)
 
@@ -133,12 +134,14 @@ class DdiServer:
         *,
         poll_seconds: int,
         device_url: str = "",
+        links: SignedLinks | None = None,
         trusted_proxies: frozenset[str] = frozenset(),
     ) -> None:
         self._directory = directory
         self._campaigns = campaigns
         self._devices = devices
         self._downloads = downloads
+        self._links = links
         self._clock = clock
         self._limit = limit
         self._poll_seconds = poll_seconds
@@ -341,7 +344,10 @@ class DdiServer:
         assert s.action_id is not None
         assert file is not None
         history = await self._history(request, s.upgrade, s.action_id, status)
-        deployment = session.deployment(s.action_id, file, request.base, history)
+        # Law 7 holds before an address is told that nobody asks of later.
+        links = self._links if offers_bytes(s) else None
+        bytes_url = None if links is None else links.url(file, self._clock.now())
+        deployment = session.deployment(s.action_id, file, request.base, history, bytes_url)
         await _cacheable(request, encode(deployment, media, secure=request.base.secure), media)
 
     async def _history(
@@ -462,7 +468,7 @@ class DdiServer:
         asked = Asked(request.method, request.headers, request.proxied, request.receive, request.send)
         headers = {"Content-Disposition": ranges.content_disposition(file.name)}
         try:
-            complete = await self._downloads.send(asked, file, plan, headers, still_allowed)
+            complete = await self._downloads.send(asked, file.sha256, plan, headers, still_allowed)
         except FileNotFoundError as error:
             log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
             raise _not_found("the artifact is not in the store") from error

@@ -80,19 +80,26 @@ def _checksum(s: Standing) -> int:
 
 
 def deployment(
-    action_id: int, file: File, base: Base, history: answers.ActionHistory | None = None
+    action_id: int,
+    file: File,
+    base: Base,
+    history: answers.ActionHistory | None = None,
+    bytes_url: str | None = None,
 ) -> answers.Deployment:
-    """What to install: one chunk with one artifact, as rauc-hawkbit-updater demands, of part `bApp`, as Zephyr does."""
+    """What to install: one chunk with one artifact, as rauc-hawkbit-updater demands, of part `bApp`, as Zephyr does.
+
+    `bytes_url` is where its bytes are, when that is not below `base`.
+    """
     return answers.Deployment(
         action_id=action_id,
         download=Handling.FORCED,
         update=Handling.FORCED,
-        chunks=(answers.Chunk(Part.APPLICATION, file.name, file.version, (artifact(file, base),)),),
+        chunks=(answers.Chunk(Part.APPLICATION, file.name, file.version, (artifact(file, base, bytes_url),)),),
         history=history,
     )
 
 
-def artifact(file: File, base: Base) -> answers.Artifact:
+def artifact(file: File, base: Base, bytes_url: str | None = None) -> answers.Artifact:
     """The one artifact of a package, with its links.
 
     Over https they go under both pairs of names: Zephyr's agent knows `download-http` alone, whatever the scheme.
@@ -106,6 +113,7 @@ def artifact(file: File, base: Base) -> answers.Artifact:
         sha256=file.sha256,
         url=url,
         other_url=url if base.secure else None,
+        bytes_url=bytes_url,
     )
 
 

@@ -85,7 +85,7 @@ class PackageSite:
 
         asked = Asked(scope["method"], headers, peer_of(scope) in self._trusted_proxies, receive, send)
         try:
-            await self._downloads.send(asked, file, plan, {}, still_allowed)
+            await self._downloads.send(asked, file.sha256, plan, {}, still_allowed)
         except FileNotFoundError:
             log.error("package_file_missing", file_id=file.file_id, sha256=file.sha256)
             await _empty(send, 404)

@@ -40,8 +40,8 @@ check: $(DEV) ## lint and types only
 unit: $(DEV) ## the fast tests: no server process, no PostgreSQL
 	$(BIN)/pytest tests/unit tests/properties
 
-drills: $(DEV) ## kill, freeze and starve real servers in mid-campaign, on both engines (under ten minutes on an idle machine)
-	$(BIN)/python -m tests.drills.kills --kills 15 --devices 1500 --report docs/drills/kills.md
+drills: $(DEV) ## kill, freeze and starve real servers in mid-campaign, on both engines (some ten minutes on an idle machine)
+	$(BIN)/python -m tests.drills.kills --kills 10 --devices 1000 --report docs/drills/kills.md
 	$(BIN)/python -m tests.drills --report docs/drills/faults.md
 
 drills-long: $(DEV) ## the same with up to 100,000 devices (hours; reports go into .drills)

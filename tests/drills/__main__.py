@@ -54,7 +54,7 @@ DRILLS = (
         BOTH,
         {"devices": (300, 3000), "clock_s": (6, 60)},
     ),
-    Drill("D7", "a stop at half of a campaign under load", devices.stop_at_half, BOTH, {"devices": (1000, 20_000)}),
+    Drill("D7", "a stop at half of a campaign under load", devices.stop_at_half, BOTH, {"devices": (600, 20_000)}),
     Drill("D11", "parallel creations with one key", crowds.one_key, BOTH, {"creates": (100, 100)}),
     Drill(
         "D12",
@@ -70,9 +70,9 @@ DRILLS = (
         BOTH,
         {"devices": (10_000, 100_000), "within": (10.0, 10.0)},
     ),
-    Drill("D15", "the disk of the database is full", faults.disk_full, BOTH, {"devices": (400, 5000)}),
-    Drill("D15", "the database is read-only", faults.read_only, BOTH, {"devices": (400, 5000)}),
-    Drill("D15", "the disk of the packages is full", faults.packages_full, BOTH, {"devices": (300, 3000)}),
+    Drill("D15", "the disk of the database is full", faults.disk_full, BOTH, {"devices": (300, 5000)}),
+    Drill("D15", "the database is read-only", faults.read_only, BOTH, {"devices": (300, 5000)}),
+    Drill("D15", "the disk of the packages is full", faults.packages_full, ("sqlite",), {"devices": (300, 3000)}),
     Drill(
         "D16",
         "ten times the limit from one address, one application, one device",

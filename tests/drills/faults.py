@@ -98,15 +98,15 @@ async def _without_writes(
     """
     await here.register(devices)
     operation = await here.campaign()
-    fleet = here.fleet(here.profiles(devices, LIVELY), within=10.0)
+    fleet = here.fleet(here.profiles(devices, LIVELY), within=8.0)
     async with fleet.running():
-        await asyncio.sleep(3.0)
+        await asyncio.sleep(2.0)
         await asyncio.to_thread(take)
         try:
             report.figures["not ready after, s"] = await _until_ready_is(here, False)
             if uploads and (status := await _upload(here, b"x")) != 503:
                 report.wrong.append(f"an upload on a full disk was answered {status}")
-            said = await _readiness(here, 5.0)
+            said = await _readiness(here, 3.0)
             if said != {503}:
                 report.wrong.append(f"/readyz meanwhile: {said}")
             ended = fleet.stats.succeeded + fleet.stats.failed

@@ -5,15 +5,19 @@
     python bench/reports.py --devices 10000       less of everything
 
 Every device goes its whole way (contact and grant, download begun, downloaded, success: a contact and three reports),
-256 devices at once, each waiting for the answer to one signal before it gives the next: as the DDI server hands them to
-the writer, without HTTP. An answer means durable (`synchronous=FULL`; `synchronous_commit=on`). Slices of both shapes
-take turns, so a busy minute hits both. On a shared machine look at the reports per second of CPU: of the server's
-process, and on PostgreSQL of its processes too. The result is `results/reports.json`.
+each waiting for the answer to one signal before it gives the next: as the DDI server hands them to the writer, without
+HTTP. An answer means durable (`synchronous=FULL`; `synchronous_commit=on`). The process has one core to itself.
+
+First 256 devices at once, as fast as they are answered: how many signals a second that is. Slices of both shapes take
+turns, so a busy minute hits both. Latency there can be no less than 256 by that rate; so an eighth of the devices then
+speaks at 5,000 signals a second, whatever the answers take, and a signal's latency counts from the moment when it was
+due. On a shared machine look at the signals per second of the process's CPU. The result is `results/reports.json`.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import time
@@ -21,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compare import machine
 from inside import ENGINES, Cpu, Engine, Metrics, engine, run, say
-from server import HERE, WORK
+from machine import machine
+from server import HERE, SERVER_CORE, WORK
 
-from openiodm.app import SWITCH_INTERVAL_S
+from openiodm.app import answer_evenly
 from openiodm.campaigns.model import LogEntry
 from openiodm.campaigns.rollout import Contact, Progress, Result
 from openiodm.campaigns.states import UpgradeEvent
@@ -34,11 +38,14 @@ from openiodm.rooms import Rooms, open_rooms
 from openiodm.settings import Settings
 
 RESULTS = HERE / "results" / "reports.json"
-TARGET_PER_CPU_S = 5000
-TARGET_P99_MS = 100.0
+TARGET_PER_S = 5000
+TARGET_P99_MS = 100.0  # at that rate, and with AT_ONCE under way
 TARGET_SHAPES = 0.8  # the slower shape's rate to the other's
 AT_ONCE = 256
 SLICES = 10
+SIGNALS = 4  # of a device's whole way
+STEP_S = 0.25  # from one to the next, at TARGET_PER_S
+PACED = 8  # one device in that many speaks at TARGET_PER_S
 SMALL = 100  # campaigns of the second shape
 LOG = LogEntry("proceeding", ("step",))
 BORN = 1_700_000_000_000
@@ -81,11 +88,17 @@ class Slice:
     latencies: list[float]
 
 
-async def whole_way(rooms: Rooms, device: int, latencies: list[float]) -> None:
+async def whole_way(rooms: Rooms, device: int, latencies: list[float], begin: float | None = None) -> None:
+    """Each signal as soon as the one before is answered; or, from `begin` on, not before its moment."""
     signal, key = rooms.campaigns.signal, DeviceKey(device)
+    due = begin
 
     async def say_it(what: Any) -> Any:
+        nonlocal due
         began = time.perf_counter()
+        if due is not None:
+            await asyncio.sleep(max(0.0, due - began))
+            began, due = due, due + STEP_S
         outcome = await signal(key, what)
         latencies.append(1000 * (time.perf_counter() - began))
         return outcome
@@ -99,7 +112,8 @@ async def whole_way(rooms: Rooms, device: int, latencies: list[float]) -> None:
     await say_it(Result(number, True, LOG))
 
 
-async def one_slice(rooms: Rooms, devices: list[int]) -> Slice:
+async def one_slice(rooms: Rooms, devices: range) -> Slice:
+    """`AT_ONCE` of them at any moment."""
     waiting = iter(devices)
     latencies: list[float] = []
 
@@ -112,6 +126,19 @@ async def one_slice(rooms: Rooms, devices: list[int]) -> Slice:
     return Slice(len(latencies), time.perf_counter() - began, time.process_time() - cpu, latencies)
 
 
+async def paced_slice(rooms: Rooms, devices: range) -> Slice:
+    """`TARGET_PER_S` signals a second, evenly."""
+    latencies: list[float] = []
+    began, cpu = time.perf_counter(), time.process_time()
+    async with asyncio.TaskGroup() as ways:
+        for n, device in enumerate(devices):
+            begin = began + n * SIGNALS / TARGET_PER_S
+            if (ahead := begin - time.perf_counter()) > 0:
+                await asyncio.sleep(ahead)
+            ways.create_task(whole_way(rooms, device, latencies, begin))
+    return Slice(len(latencies), time.perf_counter() - began, time.process_time() - cpu, latencies)
+
+
 def figures(slices: list[Slice]) -> Metrics:
     latencies = sorted(ms for one in slices for ms in one.latencies)
     return {
@@ -120,6 +147,7 @@ def figures(slices: list[Slice]) -> Metrics:
         "per_cpu_s": round(statistics.median(one.signals / one.cpu_s for one in slices)),
         "p50_ms": round(statistics.median(latencies), 2),
         "p99_ms": round(latencies[int(len(latencies) * 0.99)], 2),
+        "max_ms": round(latencies[-1], 2),
     }
 
 
@@ -134,17 +162,24 @@ async def measure(engine: Engine, devices: int) -> Metrics:
         async with rooms.database.transaction() as tx:
             await tx.execute("ANALYZE")
         say(f"{2 * devices} upgrades are there")
+        answer_evenly()
         cpu = Cpu(engine.pids)
         slices: dict[str, list[Slice]] = {shape: [] for shape in SHAPES}
         commits, items = rooms.writer.commits, rooms.writer.items
-        each = devices // SLICES
+        paced = devices // PACED
+        each = (devices - paced) // SLICES
         for n in range(SLICES):
             for shape in SHAPES if n % 2 else SHAPES[::-1]:
                 first = 1 + n * each + (0 if shape == "one" else devices)
-                slices[shape].append(await one_slice(rooms, list(range(first, first + each))))
+                slices[shape].append(await one_slice(rooms, range(first, first + each)))
+        a_commit = (rooms.writer.items - items) / (rooms.writer.commits - commits)
+        at_rate = {}
+        for shape in SHAPES:
+            first = 1 + SLICES * each + (0 if shape == "one" else devices)
+            at_rate[shape] = await paced_slice(rooms, range(first, first + paced))
         done = await rooms.database.fetchval("SELECT count(*) FROM upgrade WHERE state = 'success'")
-        if done != 2 * each * SLICES:
-            raise SystemExit(f"{done} of {2 * each * SLICES} devices have succeeded")
+        if done != 2 * (each * SLICES + paced):
+            raise SystemExit(f"{done} of {2 * (each * SLICES + paced)} devices have succeeded")
         wrong = await rooms.database.fetchval(
             "SELECT count(*) FROM campaign_counters k WHERE success <> "
             "(SELECT count(*) FROM upgrade u WHERE u.campaign_id = k.campaign_id AND u.state = 'success')"
@@ -152,11 +187,40 @@ async def measure(engine: Engine, devices: int) -> Metrics:
         if wrong:
             raise SystemExit(f"the counters of {wrong} campaigns are not their rows")
         found: Metrics = {shape: figures(some) for shape, some in slices.items()}
-        pairs = zip(slices["one"], slices["hundred"], strict=True)
-        found["hundred_to_one"] = round(statistics.median(a.cpu_s / b.cpu_s for a, b in pairs), 2)
-        found["signals_a_commit"] = round((rooms.writer.items - items) / (rooms.writer.commits - commits), 1)
+        found["at_rate"] = {shape: figures([some]) for shape, some in at_rate.items()}
+        pairs = list(zip(slices["one"], slices["hundred"], strict=True))
+        found["hundred_to_one"] = round(statistics.median(a.wall_s / b.wall_s for a, b in pairs), 2)
+        found["hundred_to_one_cpu"] = round(statistics.median(a.cpu_s / b.cpu_s for a, b in pairs), 2)
+        found["signals_a_commit"] = round(a_commit, 1)
         found["others_pct"] = cpu.others_pct()
         return found
+
+
+def durable_reports(name: str, devices: int) -> Metrics:
+    """What an engine does: `one` campaign and a `hundred` with their signals `per_s`, and the rest."""
+    with engine(name) as found:
+        everywhere = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {SERVER_CORE})  # PostgreSQL runs already: on any core
+        try:
+            measured: Metrics = run(measure(found, devices))
+        finally:
+            os.sched_setaffinity(0, everywhere)
+    return measured
+
+
+def misses(m: Metrics) -> list[str]:
+    """Targets that one engine's figures miss."""
+    checks = {
+        f"{shape}, {what}": met
+        for shape in SHAPES
+        for what, met in (
+            ("signals a second", m[shape]["per_s"] >= TARGET_PER_S),
+            ("p99 as fast as they are answered", m[shape]["p99_ms"] < TARGET_P99_MS),
+            ("p99 at the rate", m["at_rate"][shape]["p99_ms"] < TARGET_P99_MS),
+        )
+    }
+    checks["a hundred campaigns to one"] = TARGET_SHAPES <= m["hundred_to_one"] <= 1 / TARGET_SHAPES
+    return [what for what, met in checks.items() if not met]
 
 
 def main() -> int:
@@ -166,22 +230,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     options = parser.parse_args()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     results: dict[str, Metrics] = {}
     for name in ENGINES:
         if options.engine in (None, name):
-            with engine(name) as found:
-                results[name] = run(measure(found, options.devices))
-                say(f"{name}: {results[name]}")
+            results[name] = durable_reports(name, options.devices)
+            say(f"{name}: {results[name]}")
     report = {"devices": options.devices, "machine": machine(), "engines": results}
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(results, indent=2))
-    met = all(
-        m[shape]["per_cpu_s"] >= TARGET_PER_CPU_S and m[shape]["p99_ms"] < TARGET_P99_MS
-        for m in results.values()
-        for shape in SHAPES
-    ) and all(m["hundred_to_one"] >= TARGET_SHAPES for m in results.values())
-    return int(options.check and not met)
+    missed = [f"{name}: {what}" for name, m in results.items() for what in misses(m)]
+    print("\n".join(f"MISSED {what}" for what in missed) or "all targets are met")
+    return int(options.check and bool(missed))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from inside import ENGINES, Cpu, Engine, Metrics, Stopwatch, engine, get, own_rs
 from server import HERE, WORK
 
 from openiodm.access.model import Actor, ApplicationKey
-from openiodm.app import SWITCH_INTERVAL_S
+from openiodm.app import answer_evenly
 from openiodm.campaigns.model import Campaign
 from openiodm.campaigns.rollout import Contact
 from openiodm.campaigns.states import UpgradeState
@@ -189,6 +189,7 @@ async def round_of(bench: Bench, number: int) -> Metrics:
 async def measure(engine: Engine, rows: int, rounds: int) -> Metrics:
     settings = Settings(data_dir=str(WORK / "list"), database=engine.url, calls_per_minute=0, native_calls_per_minute=0)
     async with open_rooms(settings) as rooms:
+        answer_evenly()
         began = time.perf_counter()
         made = await rooms.access.create_application("bench")
         async with rooms.database.transaction() as tx:
@@ -233,7 +234,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     options = parser.parse_args()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     results: dict[str, Metrics] = {}
     for name in ENGINES:
         if options.engine in (None, name):

@@ -49,7 +49,7 @@ from list_data import STATUSES, Size, device_of, fill, products
 from server import HERE, WORK
 
 from openiodm.access.model import ApplicationKey
-from openiodm.app import SWITCH_INTERVAL_S
+from openiodm.app import answer_evenly
 from openiodm.campaigns.model import CampaignFilter, CampaignKey, CampaignKind
 from openiodm.campaigns.states import CampaignStatus
 from openiodm.front import Front
@@ -238,6 +238,7 @@ async def built(bench: Bench) -> Metrics:
 async def measure(engine: Engine, size: Size, rounds: int) -> Metrics:
     settings = Settings(data_dir=str(WORK / "list"), database=engine.url, calls_per_minute=0, native_calls_per_minute=0)
     async with open_rooms(settings) as rooms:
+        answer_evenly()
         bench = Bench(rooms, size, Stopwatch(engine.postmaster))
         began = time.perf_counter()
         made = [await rooms.access.create_application(f"app {n}") for n in range(size.applications)]
@@ -302,7 +303,6 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     options = parser.parse_args()
     size = Size(options.tasks, options.applications, max(options.tasks // 10, options.applications))
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     results: dict[str, Metrics] = {}
     for name in ENGINES:
         if options.engine in (None, name):

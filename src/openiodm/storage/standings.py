@@ -71,11 +71,12 @@ _UPGRADES = UpdateMany(
         "due_at": "bigint",
     },
 )
+_COUNTERS = tuple(c.value for c in Counter)
 COUNTERS = UpdateMany(
     "campaign_counters",
     {"campaign_id": "bigint"},
     {},
-    {c.value: "int" for c in Counter},
+    dict.fromkeys(_COUNTERS, "int"),
 )
 _LOGS = InsertMany(
     "device_log",
@@ -216,8 +217,9 @@ class StandingRows:
         )
         await self._save_logs([m for m in moved if m.logs], now)
         await self._save_devices(changed)
+        sums = sorted(deltas.items())
         await self._tx.update_many(
-            COUNTERS, [(c, *(deltas[c].get(n.value, 0) for n in Counter)) for c in sorted(deltas)]
+            COUNTERS, [(c, *[changes.get(name, 0) for name in _COUNTERS]) for c, changes in sums]
         )
 
     async def _save_logs(self, moved: Sequence[Moved], now: Instant) -> None:

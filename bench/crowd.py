@@ -262,7 +262,7 @@ def measure(server: CrowdServer, devices: int) -> Metrics:
 
 def under_load(server: CrowdServer, devices: int) -> Metrics:
     out = server.run / "polls.bin"
-    cpu = Cpu([server.pid, *(p for p in server.on.pids[1:])])
+    cpu = Cpu(server.on.pids)
     words = ("--rate", str(POLL_RATE), "--devices", str(min(POLLING, devices)))
     with polling(server.base, server.path, server.headers, out, *words):
         marks = {"before": time.monotonic()}

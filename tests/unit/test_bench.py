@@ -174,3 +174,27 @@ def test_a_size_that_is_measured_again_replaces_its_figures() -> None:
     growth.keep(some, {"devices": 1000, "poll": 3}, "devices")
     growth.keep(some, {"devices": 100, "poll": 4}, "devices")
     assert [(one["devices"], one["poll"]) for one in some] == [(100, 4), (1000, 3), (10_000, 2)]
+
+
+def test_steady_polls_are_read_as_they_were_written(tmp_path: Path) -> None:
+    from array import array
+
+    import steady
+
+    file = tmp_path / "polls.bin"
+    file.write_bytes(array("d", [1.0, 0.002, 200.0, 2.0, 0.004, 0.0]).tobytes())
+    answers = steady.read(file)
+    assert answers == [steady.Answer(1.0, 0.002, 200), steady.Answer(2.0, 0.004, 0)]
+    assert steady.shape(answers) == {"n": 2, "bad": 1, "p50_ms": 4.0, "p99_ms": 4.0, "p999_ms": 4.0, "max_ms": 4.0}
+    assert steady.shape([]) == {"n": 0}
+
+
+def test_a_crowd_that_is_swept_too_late_misses_its_target() -> None:
+    import crowd
+
+    polls = {phase: {"p99_ms": 1.0, "bad": 0} for phase in ("before", "expanding", "granting", "sweeping", "after")}
+    seen = {
+        "create_ms": 10.0, "expanded_s": 30.0, "stop_ms": 5.0, "grants_after_stop": 0, "download_refused_s": 0.1,
+        "download_cut_within_1_s": True, "swept_s": 61.0, "polls": polls,
+    }  # fmt: skip
+    assert [what for what, value, most in crowd.verdicts(seen) if value > most] == ["swept after, s"]

@@ -364,20 +364,18 @@ def test_one_of_a_newer_schema_or_format_is_refused(sqlite_template: Path, new_u
 
 def test_one_of_an_older_schema_is_migrated(source: str, new_url: NewUrl, tmp_path: Path) -> None:
     where = backup(source, tmp_path).path
+    newer = ("hold", "max_concurrent")  # columns of campaign
 
     def older(manifest: dict[str, Any]) -> None:
         manifest["revision"] = "0008"
         manifest["tables"] = [t for t in manifest["tables"] if t["name"] != "restoration"]
         (where / layout.rows_of("restoration")).unlink()
-        for table in manifest["tables"]:
-            if table["name"] == "campaign":
-                place = list(table["columns"]).index("hold")
-                del table["columns"]["hold"]
-                path = where / layout.rows_of("campaign")
-                lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-                path.write_bytes(
-                    gzip.compress(b"".join(json.dumps(r[:place] + r[place + 1 :]).encode() + b"\n" for r in lines))
-                )
+        (campaign,) = (t for t in manifest["tables"] if t["name"] == "campaign")
+        places = [n for n, column in enumerate(campaign["columns"]) if column not in newer]
+        campaign["columns"] = {c: t for c, t in campaign["columns"].items() if c not in newer}
+        path = where / layout.rows_of("campaign")
+        lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        path.write_bytes(gzip.compress(b"".join(json.dumps([r[n] for n in places]).encode() + b"\n" for r in lines)))
 
     rewritten(where, older)
     target = new_url(the_other(source))

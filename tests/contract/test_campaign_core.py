@@ -343,6 +343,51 @@ async def test_a_device_that_must_confirm_gets_no_offer_before_its_yes(core: Cor
     assert (await status(core, task))[0] == "processing"
 
 
+async def test_no_more_devices_are_under_way_than_the_task_allows(core: Core) -> None:
+    task = await core.create(await core.add_devices(5), max_concurrent=2)
+    came = await asyncio.gather(*(core.contact(n) for n in range(1, 6)))  # in one batch
+    states = [c.standing.state for c in came if c.standing is not None]
+    assert states == [S.OFFERED, S.OFFERED, S.WAIT, S.WAIT, S.WAIT]
+    assert await status(core, task) == ("processing", Counters(total=5, wait=3, processing=2))
+    upgrades = await core.queries.upgrades_after(core.actor, task, 0, 10)
+    assert {u.reason for u in upgrades[2:]} == {"as many devices of the task are under way as may be at once"}
+    assert {c.standing.full for c in came[2:] if c.standing is not None} == {True}
+    await core.succeed(1)  # it has its turn; its place is free again
+    later = await asyncio.gather(*(core.contact(n) for n in (3, 4, 5)))
+    assert [c.standing.state for c in later if c.standing is not None] == [S.OFFERED, S.WAIT, S.WAIT]
+    assert await status(core, task) == ("processing", Counters(total=5, wait=2, processing=2, success=1))
+
+
+async def test_a_place_is_taken_within_the_batch_in_which_another_device_leaves_it(core: Core) -> None:
+    task = await core.create(await core.add_devices(2, version=None), max_concurrent=1)
+    action = await core.grant(1)
+    ended, came = await asyncio.gather(core.signal(1, Result(action, False, LOG)), core.contact(2))
+    assert ended.standing is not None
+    assert came.standing is not None
+    assert (ended.standing.state, came.standing.state) == (S.FAIL, S.OFFERED)
+    assert await status(core, task) == ("processing", Counters(total=2, processing=1, fail=1))
+
+
+async def test_who_needs_no_turn_does_not_wait_for_a_place(core: Core) -> None:
+    task = await core.create(await core.add_devices(3), max_concurrent=1)
+    await core.grant(1)
+    await core.set_version(2, "V2")
+    came = await core.contact(2)
+    assert came.standing is not None
+    assert came.standing.state is S.SUCCESS
+    assert await status(core, task) == ("processing", Counters(total=3, wait=1, processing=1, success=1))
+
+
+async def test_a_silent_device_gives_its_place_back(core: Core, clock: ManualClock) -> None:
+    await core.create(await core.add_devices(2), max_concurrent=1)
+    await core.grant(1)
+    clock.advance(CLOCKS.download)
+    await core.signal(1, Expiry())
+    came = await core.contact(2)
+    assert came.standing is not None
+    assert came.standing.state is S.OFFERED
+
+
 async def test_a_group_task_is_accepted_at_once_and_expanded_by_a_job(core: Core) -> None:
     await core.add_devices(2500)
     await core.add_devices(10, first=2501, product=2)

@@ -339,6 +339,7 @@ SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("native_flow_control", {"application_id": 1, "tokens": 5.5, "updated_at": 2}),
         ("login_count", {"application": "a", "network": "::", "known_at": 1, "owed": 60_000, "updated_at": 2}),
     ],
+    "0011": [],  # a column that is empty in old rows
 }
 
 # What a row of SAMPLES is when a later revision changes it on purpose: (table, column) -> old value to new value.

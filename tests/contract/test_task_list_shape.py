@@ -420,16 +420,18 @@ async def test_no_token_no_answer(world: World) -> None:
 # ---- the native API ----
 
 
-async def test_native_create_takes_kind_confirmation_and_clocks(world: World) -> None:
+async def test_native_create_takes_what_the_contract_lacks(world: World) -> None:
     await world.core.add_devices(1)
     policy = {"executeType": "custom", "startTime": "2023-11-14T22:13:20.250Z", "endTime": "2023-11-15T01:00:00+01:00"}
     asked = body("d1", kind="firmware_upgrade", confirmation=True, clocks={"downloadSeconds": 7}, policy=policy)
+    asked["maxConcurrent"] = 3
     answer = await world.native.http.post(native.PATH, json=asked)
     assert answer.status_code == 201, answer.text
     task = answer.json()
     assert answer.headers["location"] == f"{native.PATH}/{task['operationId']}"
     assert task == await world.native.get(f"/{task['operationId']}")
     assert (task["kind"], task["status"], task["confirmation"]) == ("firmware_upgrade", "wait", True)
+    assert task["maxConcurrent"] == 3
     assert task["createdAt"] == "2023-11-14T22:13:20Z"
     assert task["policy"]["startTime"].startswith("2023-11-14T22:13:20.250")
     assert task["policy"]["endTime"] == "2023-11-15T00:00:00Z"
@@ -442,6 +444,9 @@ NATIVE_REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"kind": "firmware"}, 400, "bad-input"),
     ({"clocks": {"onlineSeconds": 0}}, 400, "bad-input"),
     ({"confirmation": None}, 400, "bad-input"),
+    ({"maxConcurrent": 0}, 400, "bad-input"),
+    ({"maxConcurrent": "3"}, 400, "bad-input"),
+    ({"maxConcurrent": 2**31}, 400, "bad-input"),
     ({"targets": {}}, 400, "targets-missing"),
     ({"policy": {"executeType": "custom", "startTime": "x"}}, 400, "window-bad"),
     ({"fileId": "unknown"}, 404, "package-unknown"),

@@ -117,6 +117,16 @@ async def test_a_task_that_ends_on_one_server_is_not_stopped_by_the_other(pair: 
     assert await one(pair.first, task) == ("success", Counters(total=1, success=1))
 
 
+async def test_the_bound_on_devices_under_way_holds_over_both(pair: Pair) -> None:
+    task = await pair.first.create(await pair.first.add_devices(40), max_concurrent=7)
+    async with pair.held() as tx:
+        await held_counters(tx, task)
+        come = [asyncio.create_task((pair.first, pair.second)[n % 2].contact(n)) for n in range(1, 41)]
+        await pair.someone_waits(2)  # a batch of either has read that there is room
+    await asyncio.gather(*come)
+    assert await one(pair.second, task) == ("processing", Counters(total=40, wait=33, processing=7))
+
+
 async def test_two_operators_that_retry_at_once_begin_one_round(pair: Pair) -> None:
     task = await pair.first.create(await pair.first.add_devices(1))
     await pair.first.fail(1)

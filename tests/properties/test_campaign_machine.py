@@ -205,7 +205,10 @@ class Campaigns(RuleBasedStateMachine):
         kind, file = dice.choice(
             [(CampaignKind.FIRMWARE, "f1")] * 4 + [(CampaignKind.FIRMWARE, "f-from-V0"), (CampaignKind.SOFTWARE, "s1")]
         )
-        asked = self.core.create(**target, policy=policy, kind=kind, file_id=file, confirmation=bool(asking))
+        most = dice.choice([None, None, 1, 2])
+        asked = self.core.create(
+            **target, policy=policy, kind=kind, file_id=file, confirmation=bool(asking), max_concurrent=most
+        )
         operation, refused = self.try_to(asked)
         if operation is None:
             assert refused is Reason.TARGET_MISMATCH  # every member of the groups was deleted

@@ -89,6 +89,7 @@ def standings(draw: st.DrawFn) -> Standing:
         attempt_seq=draw(st.integers(0, 3)),
         sub_operation_id="sub-1",
         device_id="device-2",
+        full=draw(st.sampled_from([False, False, False, True])),
         hold=draw(st.sampled_from([None, None, None, *Hold])),
     )
 
@@ -172,6 +173,7 @@ def check(before: Standing, what: What, now: Instant, made: Step) -> None:
     if before.state is S.WAIT and after.state in GRANTED:
         assert isinstance(what, Contact)
         assert before.open
+        assert not before.full
         assert before.window_start is None or before.window_start <= now
         assert before.window_end is None or now < before.window_end
         assert wants_contact(before, now)

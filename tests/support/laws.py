@@ -19,6 +19,7 @@ async def broken_laws(db: Reader) -> list[str]:
         *await _one_open_upgrade(db),
         *await _histories(db),
         *await _granted_once(db),
+        *await _under_way(db),
     ]
 
 
@@ -34,6 +35,15 @@ async def _counters(db: Reader) -> list[str]:
         if kept != rows or r["total"] != sum(rows.values()):
             wrong.append(f"law 2: campaign {r['campaign_id']}: counters {kept} total {r['total']}, rows {rows}")
     return wrong
+
+
+async def _under_way(db: Reader) -> list[str]:
+    """No task has more devices under way than it may have at once."""
+    rows = await db.fetch(
+        "SELECT c.id, k.processing, c.max_concurrent FROM campaign c JOIN campaign_counters k ON k.campaign_id = c.id "
+        "WHERE k.processing > c.max_concurrent"
+    )
+    return [f"campaign {r[0]}: {r[1]} devices are under way, {r[2]} may be" for r in rows]
 
 
 async def _one_open_upgrade(db: Reader) -> list[str]:

@@ -101,7 +101,8 @@ class IdempotencyKey:
 class NewCampaign:
     """A task as asked for; `policy` None is kept apart from a policy of defaults, since the contract echoes it.
 
-    `node_ids`: the target may name devices by their node ids too.
+    `node_ids`: the target may name devices by their node ids too. `max_concurrent`: most devices that are between their
+    grant and their end at any moment, over all servers; None: no bound.
     """
 
     kind: CampaignKind
@@ -111,6 +112,7 @@ class NewCampaign:
     node_ids: bool = False
     confirmation: bool = False
     clocks: Clocks | None = None
+    max_concurrent: int | None = None
     idempotency: IdempotencyKey | None = None
 
 
@@ -152,6 +154,7 @@ class Campaign:
     stopped_at: Instant | None
     counters: Counters
     hold: Hold | None = None
+    max_concurrent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,7 @@ class CampaignDesk(msgspec.Struct, frozen=True):
     open: bool
     counters: Counters
     hold: Hold | None = None
+    max_concurrent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,6 +172,8 @@ def why_waiting(campaign: Campaign, u: Upgrade, now: Instant) -> str | None:
         return "the device has not told its version since a backup was restored"
     if campaign.hold is Hold.UNPROVEN and not u.reports_version:
         return "the device never tells its version, so it may have been upgraded since the backup that was restored"
+    if campaign.max_concurrent is not None and campaign.counters.processing >= campaign.max_concurrent:
+        return "as many devices of the task are under way as may be at once"
     if campaign.confirmation and u.action_id is not None and not u.confirmed:
         return "the device has denied the upgrade" if u.confirmed is False else "the device is to confirm the upgrade"
     if u.last_seen_at is None:

@@ -21,7 +21,7 @@ from openiodm.campaigns.endings import end_if_complete, result_owed
 from openiodm.campaigns.model import CampaignKey, LogEntry
 from openiodm.campaigns.ports import CampaignDesk, Moved, Work
 from openiodm.campaigns.rollout import Answer, CancelAnswer, Progress, Result, Standing, Step, Transition, What
-from openiodm.campaigns.states import COUNTER_OF, CampaignStatus, UpgradeState
+from openiodm.campaigns.states import COUNTER_OF, CampaignStatus, Counter, UpgradeState
 from openiodm.clock import Clock, Instant
 from openiodm.devices.model import DeviceKey
 
@@ -80,14 +80,19 @@ class ReportDesk:
         standings = await work.campaigns.standings(sorted({s.device for s in items}))
         folds = {device: _Fold(standing) for device, standing in standings.items()}
         desks = await self._lock(work, items, standings)
+        under_way = {key: desk.counters.processing for key, desk in desks.items()}
         outcomes: list[Outcome] = []
         for signal in items:
             fold = folds.get(signal.device)
             if fold is None:
                 outcomes.append(Outcome(await self._without_upgrade(work, signal, now), None))
                 continue
-            step = rollout.step(_fenced(fold.now, desks), signal.what, now)
-            fold.take(step)
+            standing = _fenced(fold.now, desks, under_way)
+            step = rollout.step(standing, signal.what, now)
+            if step.standing is not standing or step.log is not None:
+                fold.take(step)
+            if step.transition is not None and fold.before.campaign in under_way:
+                under_way[fold.before.campaign] += _grows_by(step.transition)
             answer = step.answer
             if answer is Answer.GONE and isinstance(signal.what, Result | CancelAnswer):
                 answer = await self._past(work, signal.device, signal.what, now)
@@ -159,9 +164,19 @@ def counter_deltas(moved: Sequence[Moved]) -> dict[CampaignKey, dict[str, int]]:
     return {c: {k: v for k, v in d.items() if v} for c, d in sums.items() if any(d.values())}
 
 
-def _fenced(s: Standing, desks: Mapping[CampaignKey, CampaignDesk]) -> Standing:
-    """With the fence as it is under the lock: a stop that has committed since the row was read must be seen."""
+def _grows_by(t: Transition) -> int:
+    """How many devices more are under way."""
+    return (COUNTER_OF[t.to_state] is Counter.PROCESSING) - (COUNTER_OF[t.from_state] is Counter.PROCESSING)
+
+
+def _fenced(s: Standing, desks: Mapping[CampaignKey, CampaignDesk], under_way: Mapping[CampaignKey, int]) -> Standing:
+    """With the fence as it is under the lock, where a stop that has committed since the row was read must be seen; and
+    without room, if other devices have taken it since then or in this batch.
+    """
     desk = desks.get(s.campaign)
-    if desk is None or desk.open == s.open or s.state is not UpgradeState.WAIT:
+    if desk is None or s.state is not UpgradeState.WAIT:
         return s
-    return rollout.with_fence(s, desk.open)
+    full = desk.max_concurrent is not None and under_way[s.campaign] >= desk.max_concurrent
+    if (desk.open, full) == (s.open, s.full):
+        return s
+    return rollout.with_fence(s, is_open=desk.open, full=full)

@@ -60,6 +60,7 @@ class Standing(msgspec.Struct, frozen=True):
     device_id: str
     # the campaign's again
     hold: Hold | None = None
+    full: bool = False  # as many devices are under way as may be at once
 
 
 PhaseEvent = Literal[UpgradeEvent.DOWNLOAD_STARTED, UpgradeEvent.DOWNLOADED, UpgradeEvent.INSTALL_STARTED]
@@ -192,7 +193,9 @@ def wants_contact(s: Standing, now: Instant) -> bool:
     """Would a contact change anything? If not, a poll needs no write."""
     if s.state is not S.WAIT or not may_go(s, now):
         return False
-    return s.action_id is None or not _asks(s) or _settled(s)
+    if _settled(s):
+        return True
+    return s.action_id is None if _asks(s) else not s.full
 
 
 def _settled(s: Standing) -> bool:
@@ -447,6 +450,6 @@ def may_retry(*, round_: int, retry_times: int, window_end: Instant | None, now:
     return round_ < retry_times and (window_end is None or now < window_end)
 
 
-def with_fence(s: Standing, is_open: bool) -> Standing:
-    """The same standing with the campaign's fence as it was read under its lock."""
-    return msgspec.structs.replace(s, open=is_open)
+def with_fence(s: Standing, *, is_open: bool, full: bool) -> Standing:
+    """The same standing with the campaign's fence, and whether it has room, as they are under its lock."""
+    return msgspec.structs.replace(s, open=is_open, full=full)

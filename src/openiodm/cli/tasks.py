@@ -64,6 +64,7 @@ FIELDS = (
     ("window to", when("policy", "endTime")),
     ("retries", field("policy", "retryTimes")),
     ("confirmation", field("confirmation")),
+    ("at once", field("maxConcurrent")),
     ("created", when("createdAt")),
     ("started", when("startedAt")),
     ("ended", when("stoppedAt")),
@@ -116,6 +117,9 @@ def create(
     end: Annotated[str | None, typer.Option("--end", metavar="TIME", help="At least 5 minutes after --start.")] = None,
     retry: Annotated[int, typer.Option("--retry", min=0, max=5, help="Rounds over failed devices.")] = 0,
     confirmation: Annotated[bool, typer.Option("--confirmation", help="Devices ask their users first.")] = False,
+    max_concurrent: Annotated[
+        int | None, typer.Option("--max-concurrent", min=1, help="Most devices under way at any moment.")
+    ] = None,
     online_seconds: Annotated[int | None, typer.Option("--online-seconds", min=1, help="Wait for contact.")] = None,
     download_seconds: Annotated[int | None, typer.Option("--download-seconds", min=1)] = None,
     install_seconds: Annotated[int | None, typer.Option("--install-seconds", min=1)] = None,
@@ -159,6 +163,7 @@ def create(
                 "retryTimes": retry or None,
             },
             "confirmation": confirmation,
+            "maxConcurrent": max_concurrent,
             "clocks": {k: v for k, v in clocks.items() if v is not None},
         }
         key = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}

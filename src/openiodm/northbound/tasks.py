@@ -85,6 +85,7 @@ def new_campaign(
     read_time: ReadTime,
     node_ids: bool = False,
     confirmation: bool = False,
+    max_concurrent: int | None = None,
     clocks: Clocks | None = None,
     idempotency: IdempotencyKey | None = None,
 ) -> NewCampaign:
@@ -100,6 +101,7 @@ def new_campaign(
         policy=None if body.policy is None else _policy(body.policy, now, read_time),
         node_ids=node_ids,
         confirmation=confirmation,
+        max_concurrent=max_concurrent,
         clocks=clocks,
         idempotency=idempotency,
     )

@@ -26,7 +26,7 @@ from openiodm.storage.engine import Database, Row
 CAMPAIGN = """
 SELECT c.id, c.operation_id, c.kind, c.device_type, c.model, c.manufacturer_name, c.target_version, c.target_devices,
   c.target_groups, c.policy_given, c.execute_type, c.window_start, c.window_end, c.retry_times, c.confirmation,
-  c.status, c.round, c.work, c.created_at, c.started_at, c.stopped_at, c.hold,
+  c.status, c.round, c.work, c.created_at, c.started_at, c.stopped_at, c.hold, c.max_concurrent,
   k.total, k.wait, k.processing, k.success, k.fail, k.stop, k.timeout
 FROM campaign c JOIN campaign_counters k ON k.campaign_id = c.id
 """
@@ -93,6 +93,7 @@ def campaign_of(r: Row) -> Campaign:
         stopped_at=r["stopped_at"],
         counters=counters_of(r),
         hold=None if r["hold"] is None else Hold(r["hold"]),
+        max_concurrent=r["max_concurrent"],
     )
 
 

@@ -21,7 +21,7 @@ from openiodm.storage.standings import COUNTERS, StandingRows, clocks_of
 
 _LOOK = """
 SELECT k.campaign_id, c.status, c.work, c.round, c.retry_times, c.window_start, c.window_end, c.clocks, k.open, c.hold,
-k.total, k.wait, k.processing, k.success, k.fail, k.stop, k.timeout
+c.max_concurrent, k.total, k.wait, k.processing, k.success, k.fail, k.stop, k.timeout
 FROM campaign_counters k JOIN campaign c ON c.id = k.campaign_id
 WHERE k.campaign_id = ANY($1::bigint[]) ORDER BY k.campaign_id
 """
@@ -60,7 +60,7 @@ result_owed = NULL WHERE id = ANY($1::bigint[])
 
 def _desk_of(r: Row) -> CampaignDesk:
     """A row of `_LOOK`."""
-    key, status, work, round_, retry_times, window_start, window_end, clocks, is_open, hold, *counters = r
+    key, status, work, round_, retry_times, window_start, window_end, clocks, is_open, hold, most, *counters = r
     return CampaignDesk(
         key=CampaignKey(key),
         status=CampaignStatus(status),
@@ -73,6 +73,7 @@ def _desk_of(r: Row) -> CampaignDesk:
         open=bool(is_open),
         counters=Counters(*counters),
         hold=None if hold is None else Hold(hold),
+        max_concurrent=most,
     )
 
 

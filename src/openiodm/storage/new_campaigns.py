@@ -43,8 +43,10 @@ FROM device_group g WHERE g.application_id = $1 AND g.name = ANY($2::text[]) AND
 _INSERT_CAMPAIGN = """
 INSERT INTO campaign (operation_id, application_id, kind, package_id, product_id, device_type, model,
   manufacturer_name, target_version, target_devices, target_groups, policy_given, execute_type, window_start,
-  window_end, retry_times, round, confirmation, clocks, status, work, stopped_by_operator, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, $17, $18, 'wait', $19, FALSE, $20)
+  window_end, retry_times, round, confirmation, clocks, status, work, stopped_by_operator, created_at,
+  max_concurrent)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, $17, $18, 'wait', $19, FALSE, $20,
+  $21)
 RETURNING id
 """
 _INSERT_COUNTERS = """
@@ -181,6 +183,7 @@ class NewCampaignRows:
             msgspec.json.encode(row.clocks).decode(),
             row.work,
             row.created_at,
+            asked.max_concurrent,
         )
         await self._tx.execute(_INSERT_COUNTERS, key, row.open)
         return CampaignKey(key)

@@ -32,7 +32,7 @@ p.source_versions, c.confirmation, c.clocks, c.window_start, c.window_end, k.ope
 CASE WHEN c.kind = 'firmware_upgrade' THEN d.fw_version ELSE d.sw_version END AS version,
 CASE WHEN c.kind = 'firmware_upgrade' THEN d.reports_fw ELSE d.reports_sw END AS reports_version,
 d.auto_confirm IS NOT NULL AS auto_confirm, d.attempt_seq, u.public_id AS sub_operation_id,
-d.device_id AS device_public_id, c.hold
+d.device_id AS device_public_id, c.hold, k.processing >= c.max_concurrent AS is_full
 """
 STANDING_JOINS = """
 JOIN campaign c ON c.id = u.campaign_id
@@ -139,6 +139,7 @@ def standing_of(r: Row, first: int = 0) -> Standing:
         sub_operation_id,
         device_id,
         hold,
+        full,
     ) = r[first : first + _STANDING_WIDTH]
     return Standing(
         upgrade=UpgradeKey(upgrade),
@@ -171,6 +172,7 @@ def standing_of(r: Row, first: int = 0) -> Standing:
         sub_operation_id=sub_operation_id,
         device_id=device_id,
         hold=None if hold is None else Hold(hold),
+        full=bool(full),
     )
 
 

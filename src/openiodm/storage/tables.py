@@ -348,8 +348,10 @@ campaign = Table(
     Column("stopped_at", BigInteger),
     # Since a restore: nobody goes on ('all'), or only devices that show their version ('unproven' ones wait).
     Column("hold", Text),
+    Column("max_concurrent", Integer),  # devices under way at once; null: no bound
     CheckConstraint("kind IN ('firmware_upgrade', 'software_upgrade')", name="kind"),
     CheckConstraint("hold IN ('all', 'unproven')", name="hold"),
+    CheckConstraint("max_concurrent > 0", name="max_concurrent"),
     CheckConstraint("status IN ('wait', 'processing', 'success', 'failed', 'stop')", name="status"),
     CheckConstraint("work IN ('idle', 'expanding', 'retrying', 'sweeping')", name="work"),
     Index(None, "application_id", "id"),

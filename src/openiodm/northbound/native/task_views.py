@@ -64,6 +64,7 @@ class TaskView(msgspec.Struct, rename="camel"):
     targets: TargetsView
     policy: PolicyView | None
     confirmation: bool
+    max_concurrent: int | None
     counters: CountersView
     created_at: datetime
     started_at: datetime | None
@@ -133,6 +134,7 @@ def task_view(c: Campaign) -> TaskView:
         ),
         policy=None if c.policy is None else _policy(c.policy),
         confirmation=c.confirmation,
+        max_concurrent=c.max_concurrent,
         counters=counters_view(c.counters),
         created_at=moment(c.created_at),
         started_at=_moment(c.started_at),

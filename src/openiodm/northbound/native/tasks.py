@@ -83,6 +83,10 @@ class CreateTaskBody(CreateBody, rename="camel", kw_only=True):
     kind: CampaignKind
     confirmation: Annotated[bool, Meta(description="devices ask their users first")] = False
     clocks: ClocksBody | None = None
+    max_concurrent: (
+        Annotated[int, Meta(ge=1, le=2**31 - 1, description="most devices under way at any moment; null = no bound")]
+        | None
+    ) = None
 
 
 class ResumeBody(msgspec.Struct, rename="camel"):
@@ -330,6 +334,7 @@ class _Tasks:
                 read_time=read_moment,
                 node_ids=True,
                 confirmation=body.confirmation,
+                max_concurrent=body.max_concurrent,
                 clocks=None if body.clocks is None else _clocks(body.clocks, self._clocks),
                 idempotency=key,
             )

@@ -82,6 +82,7 @@ PLAIN_WORDS = """
     targets targets.deviceType targets.model targets.manufacturerName
     unproven policy policy.executeType policy.startTime policy.endTime policy.retryType policy.retryTimes
     clocks clocks.onlineSeconds clocks.downloadSeconds clocks.installSeconds clocks.verifySeconds clocks.cancelSeconds
+    maxConcurrent
 """
 PLAIN = set(PLAIN_WORDS.split())
 

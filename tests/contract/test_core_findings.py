@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +292,15 @@ async def test_a_package_file_that_is_missing_is_answered_before_any_byte(world:
     assert (await world.poll("dev"))["_links"]["deploymentBase"]
 
 
+def at(path: Path) -> Callable[[str], Awaitable[Path]]:
+    """A store of one file."""
+
+    async def local(_sha256: str) -> Path:
+        return path
+
+    return local
+
+
 async def test_a_failure_in_mid_download_cuts_it_and_asks_for_no_second_answer(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(1024 * 1024))
@@ -308,13 +317,13 @@ async def test_a_failure_in_mid_download_cuts_it_and_asks_for_no_second_answer(t
 
     whole = Plan(200, {}, (Span(0, 2 * 1024 * 1024 - 1),))  # the row says more than there is
     asked = Asked("GET", {}, False, receive, send)
-    downloads, ends = Downloads(lambda _sha256: path), []
+    downloads, ends = Downloads(at(path)), []
     downloads.ended = ends.append
     assert not await downloads.send(asked, FILE, whole, {}, still_allowed)
     assert sent[0] == "http.response.start"
     assert ends == ["broken_off"]
     with pytest.raises(FileNotFoundError):
-        await Downloads(lambda _sha256: tmp_path / "none").send(asked, FILE, whole, {}, still_allowed)
+        await Downloads(at(tmp_path / "none")).send(asked, FILE, whole, {}, still_allowed)
 
 
 async def test_a_slow_reader_costs_little_memory_and_is_cut_soon_after_a_stop(tmp_path: Path) -> None:
@@ -338,7 +347,7 @@ async def test_a_slow_reader_costs_little_memory_and_is_cut_soon_after_a_stop(tm
 
     plan = Plan(200, {}, (Span(0, FILE.size - 1),))
     asked = Asked("GET", {}, False, receive, send)
-    downloads, told = Downloads(lambda _sha256: path), []
+    downloads, told = Downloads(at(path)), []
     downloads.sent = told.append
     task = asyncio.create_task(downloads.send(asked, FILE, plan, {}, still_allowed))
     await asyncio.sleep(1)

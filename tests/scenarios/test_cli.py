@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from tests.support.process import free_port
 
 PRODUCT = ("--device-type", "sensor", "--model", "m1", "--manufacturer", "acme")
 PRODUCT_JSON = {"deviceType": "sensor", "model": "m1", "manufacturerName": "acme"}
@@ -89,12 +90,6 @@ class Shell:
         ]
         file.write_text("\n".join(lines) + "\n")
         return file
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(process: subprocess.Popen[str], url: str) -> None:

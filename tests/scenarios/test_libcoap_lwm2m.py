@@ -16,7 +16,7 @@ import pytest
 
 from openiodm.protocols.coap.codec import Code, Message, Type, decode, encode, path_options
 from openiodm.protocols.coap.dtls import Connector, Session
-from tests.support.process import Northbound, Server, free_port
+from tests.support.process import Northbound, Server, free_port, free_udp_port
 
 DTLS_CLIENTS = ("coap-client-openssl", "coap-client-gnutls")
 PLAIN_CLIENT = "coap-client-notls"
@@ -100,12 +100,6 @@ class Lab:
                 return info
             await asyncio.sleep(0.1)
         raise AssertionError(f"{node_id} is {info['status']}")
-
-
-def free_udp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.bind((HOST, 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.fixture

@@ -3,23 +3,17 @@
 import asyncio
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.process import free_udp_port
 from tests.support.served import serving, shown
 
 pytestmark = pytest.mark.scenario
 
 PRODUCT = ["--device-type", "meter", "--model", "m1", "--manufacturer", "acme"]
-
-
-def free_udp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 async def openiodm(environment: dict[str, str], *arguments: str) -> str:

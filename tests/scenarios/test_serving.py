@@ -242,7 +242,11 @@ async def test_it_is_not_ready_while_the_disk_takes_nothing_and_ready_again_afte
         answer = await http.post(LOGIN, data=form)
         assert (answer.status_code, answer.json()["error_code"]) == (500, "50252")
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
-        assert await health(http) == (200, 200)
+
+        async def ready_again() -> bool:  # a while after the last write that was refused
+            return await health(http) == (200, 200)
+
+        await until(ready_again, LATE_S * 5)
         assert (await http.post(LOGIN, data=form)).status_code == 200
 
 

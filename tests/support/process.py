@@ -3,12 +3,13 @@
 import asyncio
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +198,26 @@ def accepts(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+PORTS = range(10_000, 32_000)
+"""Below those that the kernel gives out by itself: a connection of another test could get such a one meanwhile."""
+
+_given: set[int] = set()
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """On 127.0.0.1; never the same one twice."""
+    while True:
+        port = secrets.choice(PORTS)
+        if port not in _given:
+            with socket.socket(socket.AF_INET, kind) as s, suppress(OSError):
+                s.bind(("127.0.0.1", port))
+                _given.add(port)
+                return port
+
+
+def free_udp_port() -> int:
+    """See `free_port`."""
+    return free_port(socket.SOCK_DGRAM)
 
 
 @asynccontextmanager

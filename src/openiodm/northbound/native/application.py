@@ -19,7 +19,7 @@ APPLICATION = PREFIX + "/application"
 GATEWAY_TOKENS = PREFIX + "/gateway-tokens"
 AUTHORIZATIONS = PREFIX + "/authorizations"
 
-TokenName = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$")]
+TokenName = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$(?!\n)")]
 
 
 class ApplicationView(msgspec.Struct, rename="camel"):

@@ -18,9 +18,9 @@ from openiodm.northbound.native.times import moment, read_moment
 AUDIT = PREFIX + "/audit"
 
 _CURSOR = re.compile(r"([0-9]{1,16})-([0-9]{1,18})", re.ASCII)
-Operation = Annotated[str, Meta(pattern=r"^[a-z-]+\.[a-z-]+$", max_length=64, description="As `device.delete`")]
+Operation = Annotated[str, Meta(pattern=r"^[a-z-]+\.[a-z-]+$(?!\n)", max_length=64, description="As `device.delete`")]
 ObjectId = Annotated[str, Meta(min_length=1, max_length=256, description="The id of what was changed")]
-Cursor = Annotated[str, Meta(pattern=r"^[0-9]{1,16}-[0-9]{1,18}$", description="`nextCursor` of the page before")]
+Cursor = Annotated[str, Meta(pattern=r"^[0-9]{1,16}-[0-9]{1,18}$(?!\n)", description="`nextCursor` of the page before")]
 Limit = Annotated[int, Meta(ge=1, le=500)]
 Moment = Annotated[str, Meta(max_length=64, extra_json_schema={"format": "date-time"})]
 

@@ -36,16 +36,16 @@ from openiodm.northbound.native.times import moment
 
 PATH = PREFIX + "/devices"
 MAX_PAGE_SIZE = 500
-PSK_PATTERN = "^[0-9a-fA-F]{8,32}$"  # as the published contract has it
+PSK_PATTERN = r"^[0-9a-fA-F]{8,32}$(?!\n)"  # as the published contract has it
 
 # A node id may be any text; one with a slash is found by the list's filter.
 PATH_SCHEMAS: Mapping[str, Mapping[str, Any]] = {"device": {"type": "string", "minLength": 1, "maxLength": 256}}
 
-_PRINTABLE = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+_PRINTABLE = r"^[^\u0000-\u001f\u007f-\u009f]*$(?!\n)"
 Text = Annotated[str, Meta(max_length=256, pattern=_PRINTABLE)]
 Named = Annotated[str, Meta(min_length=1, max_length=256, pattern=_PRINTABLE)]
 TargetToken = Annotated[
-    str, Meta(min_length=TARGET_TOKEN_CHARS[0], max_length=TARGET_TOKEN_CHARS[1], pattern="^[!-~]*$")
+    str, Meta(min_length=TARGET_TOKEN_CHARS[0], max_length=TARGET_TOKEN_CHARS[1], pattern=r"^[!-~]*$(?!\n)")
 ]
 PageNo = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 PageSize = Annotated[int, Meta(ge=1, le=MAX_PAGE_SIZE)]

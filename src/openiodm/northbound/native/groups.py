@@ -24,7 +24,7 @@ GroupName = Annotated[
     Meta(
         min_length=1,
         max_length=GROUP_NAME_CHARS,
-        pattern=r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$",
+        pattern=r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$(?!\n)",
     ),
 ]
 Id = Annotated[str, Meta(min_length=1, max_length=256)]

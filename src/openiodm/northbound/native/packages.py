@@ -28,8 +28,8 @@ UPLOAD_MEDIA = "application/octet-stream"
 _NOT_A_FILE = ("multipart/", "application/x-www-form-urlencoded")
 
 # Patterns that Python's and ECMA-262's expressions read alike: they go into the OpenAPI document too.
-_PRINTABLE = r"^[^\u0000-\u001f\u007f-\u009f]*$"
-_SOMETHING = r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$"
+_PRINTABLE = r"^[^\u0000-\u001f\u007f-\u009f]*$(?!\n)"
+_SOMETHING = r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$(?!\n)"
 
 # As long as a request line can carry beside the other parameters when every character takes twelve bytes of it.
 MAX_SOURCE_VERSIONS_TEXT = 2_048
@@ -53,7 +53,7 @@ class UploadQuery(msgspec.Struct, rename="camel"):
     description: Text = ""
     protocol_type: Text = ""
     build_date: Text = ""
-    sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$(?!\n)")] | None = None
 
 
 class ListQuery(msgspec.Struct, rename="camel"):

@@ -169,7 +169,7 @@ class Two:
 
 @pytest.fixture
 async def two(database_url: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Two]:
-    async with build_world(database_url, tmp_path, clock, calls_per_minute=0, native_calls_per_minute=0) as world:
+    async with build_world(database_url, tmp_path, clock) as world:
         application = await world.rooms.access.create_application("b")
         login = await world.rooms.access.login(application.app_id, application.secret)
         b = {"app_key": application.app_id, "Authorization": f"Bearer {login.access_token}"}

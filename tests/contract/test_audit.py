@@ -80,7 +80,7 @@ OPERATION_OF = {
 
 @pytest.fixture
 async def world(database_url: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[World]:
-    async with build_world(database_url, tmp_path, clock, calls_per_minute=0, native_calls_per_minute=0) as built:
+    async with build_world(database_url, tmp_path, clock) as built:
         yield built
 
 

@@ -53,7 +53,7 @@ class Three:
 
 @pytest.fixture
 async def three(database_url: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Three]:
-    async with build_world(database_url, tmp_path, clock, calls_per_minute=0, native_calls_per_minute=0) as world:
+    async with build_world(database_url, tmp_path, clock) as world:
         made = await world.rooms.access.create_application("b")
         login = await world.rooms.access.login(made.app_id, made.secret)
         b = Things(made.app_id, {"app_key": made.app_id, "Authorization": f"Bearer {login.access_token}"}, mark="OfB")

@@ -88,7 +88,7 @@ def target(sqlite_template: Any, tmp_path_factory: pytest.TempPathFactory) -> It
     path.write_bytes(sqlite_template.read_bytes())
     thread = LoopThread()
     try:
-        world = build_world(f"sqlite:///{path}", folder, ManualClock(), calls_per_minute=0)
+        world = build_world(f"sqlite:///{path}", folder, ManualClock())
         with thread.entered(world) as built:
             headers = thread.run(_fill(built))
             document = thread.run(built.http.get(DOCUMENT)).json()

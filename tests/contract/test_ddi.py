@@ -17,7 +17,7 @@ from tests.support.server import BASE, FIRMWARE, World, build_world
 
 @pytest.fixture
 async def world(database_url: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[World]:
-    async with build_world(database_url, tmp_path, clock, calls_per_minute=0) as built:
+    async with build_world(database_url, tmp_path, clock) as built:
         yield built
 
 

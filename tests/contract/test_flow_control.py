@@ -14,6 +14,7 @@ import pytest
 
 from openiodm.http.routes import Needs
 from openiodm.rooms import DatabaseClock
+from openiodm.settings import Settings
 from tests.conftest import ManualClock
 from tests.support.routes import COMPAT, NATIVE
 from tests.support.server import World, build_world
@@ -27,6 +28,8 @@ OK = (200, None)
 THROTTLED = (403, "1010009")
 DENIED = (403, "1010005")
 
+DEFAULTS = {name: getattr(Settings(), name) for name in ("calls_per_minute", "native_calls_per_minute")}
+
 Build = Callable[..., AbstractAsyncContextManager[World]]
 
 
@@ -37,7 +40,7 @@ def build(database_url: str, tmp_path: Path, clock: ManualClock) -> Build:
 
 @pytest.fixture
 async def world(build: Build) -> AsyncIterator[World]:
-    async with build() as built:  # the settings' own limits
+    async with build(**DEFAULTS) as built:
         yield built
 
 
@@ -197,7 +200,10 @@ async def test_nought_turns_it_off(build: Build) -> None:
 async def test_two_servers_on_one_postgresql_share_a_hundred(build: Build, database_url: str, tmp_path: Path) -> None:
     if database_url.startswith("sqlite"):
         pytest.skip("a SQLite file has one server")
-    async with build() as first, build_world(database_url, tmp_path / "second", first.clock) as second:
+    async with (
+        build(**DEFAULTS) as first,
+        build_world(database_url, tmp_path / "second", first.clock, **DEFAULTS) as second,
+    ):
         for world in (first, second):  # both tell the database's time; a second between their starts is not meant here
             assert isinstance(world.rooms.clock, DatabaseClock)
             await world.rooms.clock.measure()

@@ -5,6 +5,8 @@ Jobs have their own test (`test_jobs.py`); real processes are frozen by the dril
 """
 
 import asyncio
+import contextlib
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +20,15 @@ from openiodm.notifications.delivery import LEASE, Deliverer
 from openiodm.notifications.model import DeliveryRules, NoticeKey, NotifyType
 from openiodm.notifications.ports import Pending
 from openiodm.storage import postgres
-from openiodm.storage.engine import Unreachable
+from openiodm.storage.engine import Tx, Unreachable
 from openiodm.storage.open import open_database
 from openiodm.storage.outbox import OutboxReads
 from tests.conftest import ManualClock
 from tests.support.server import World, build_world
 
 RULES = DeliveryRules(timeout=Millis(SECOND), life=Millis(10 * MINUTE), per_receiver=4, at_once=4)
+
+SOCKET = ".s.PGSQL.5432"
 
 postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -209,12 +213,67 @@ async def test_a_session_whose_server_stopped_within_a_statement_is_ended_by_the
         while not await rooms.database.end_abandoned():  # noqa: ASYNC110 - PostgreSQL tells nobody
             await asyncio.sleep(0.01)
         assert await waits == 1
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)):
         await frozen.execute("COMMIT")
     frozen.terminate()
     async with rooms.database.transaction() as tx:  # one that is at work is left alone
         await tx.execute("SELECT pg_sleep(0.3)")
         assert await rooms.database.end_abandoned() == 0
+
+
+class Lingering:
+    """A way to PostgreSQL whose sockets stay open when PostgreSQL has closed them, but while `let_go` is set."""
+
+    def __init__(self, there: str) -> None:
+        self._there = there
+        self._flows: set[asyncio.Task[None]] = set()
+        self.let_go = asyncio.Event()
+        self.let_go.set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        source, sink = await asyncio.open_unix_connection(f"{self._there}/{SOCKET}")
+        for way in (self._pass_on(reader, sink, lingers=False), self._pass_on(source, writer, lingers=True)):
+            self._flows.add(asyncio.create_task(way))
+
+    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, lingers: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65_536):
+                sink.write(data)
+        if lingers:
+            await self.let_go.wait()
+        sink.close()
+
+    async def ended(self) -> None:
+        await asyncio.gather(*self._flows)
+
+
+@postgresql
+async def test_a_session_that_was_ended_while_its_socket_stays_open_is_unreachable_and_not_used_again(
+    database_url: str,
+) -> None:
+    """The driver has read the last words between two statements, and believes itself within an operation since."""
+    there = database_url.partition("?host=")[2]
+    way = Lingering(there)
+    with tempfile.TemporaryDirectory() as folder:
+        async with await asyncio.start_unix_server(way.serve, f"{folder}/{SOCKET}"):
+            database = await open_database(database_url.replace(there, folder))
+            way.let_go.clear()
+            for statement in ("SELECT 1", None):
+                with pytest.raises(Unreachable):
+                    async with database.transaction() as tx:
+                        assert await database.fetchval("SELECT pg_terminate_backend($1)", await own(tx))
+                        await asyncio.sleep(0.2)  # for the words to come; sooner or later, it is unreachable
+                        if statement:
+                            await tx.execute(statement)
+            async with database.transaction() as tx:
+                assert await own(tx)
+            way.let_go.set()
+            await database.close()
+            await way.ended()
+
+
+async def own(tx: Tx) -> int:
+    return int(await tx.fetchval("SELECT pg_backend_pid()"))
 
 
 async def test_a_time_of_last_contact_never_goes_back_for_a_server_that_was_frozen_or_slow(told: Told) -> None:

@@ -77,8 +77,7 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet_of(sizes: dict[str, int], database_url: str, folder: Path, clock: ManualClock) -> AsyncIterator[Fleet]:
-    limits = {"calls_per_minute": 0, "native_calls_per_minute": 0}
-    async with build_world(database_url, folder, clock, **limits) as world:
+    async with build_world(database_url, folder, clock) as world:
         fleet = Fleet(world, await world.login(), sizes[world.rooms.database.engine])
         await _fill(fleet)
         await world.poll("stranger")

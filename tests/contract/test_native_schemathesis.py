@@ -84,7 +84,7 @@ def target(sqlite_template: Any, tmp_path_factory: pytest.TempPathFactory) -> It
     path.write_bytes(sqlite_template.read_bytes())
     thread = LoopThread()
     try:
-        world = build_world(f"sqlite:///{path}", folder, ManualClock(), native_calls_per_minute=0)
+        world = build_world(f"sqlite:///{path}", folder, ManualClock())
         with thread.entered(world) as built:
             headers, known = thread.run(_fill(built))
             KNOWN.update(known)

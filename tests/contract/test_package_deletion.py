@@ -15,7 +15,7 @@ CATEGORY, OPERATIONS = "/iodm/northbound/v1.5.0/category", "/iodm/northbound/v1.
 
 @pytest.fixture
 async def world(database_url: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[World]:
-    async with build_world(database_url, tmp_path, clock, calls_per_minute=0) as world:
+    async with build_world(database_url, tmp_path, clock) as world:
         yield world
 
 

@@ -43,7 +43,7 @@ class Application:
 
 @pytest.fixture
 async def app(database_url: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Application]:
-    async with build_world(database_url, tmp_path, clock, calls_per_minute=0) as world:
+    async with build_world(database_url, tmp_path, clock) as world:
         yield Application(world, await world.login())
 
 

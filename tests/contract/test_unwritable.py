@@ -24,7 +24,7 @@ async def world(
     database_url: str, tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[World]:
     monkeypatch.setattr(writer, "UNWRITABLE_S", 0.0)
-    async with build_world(database_url, tmp_path, clock, calls_per_minute=0) as built:
+    async with build_world(database_url, tmp_path, clock) as built:
         yield built
 
 

@@ -78,7 +78,7 @@ DRILLS = (
         "ten times the limit from one address, one application, one device",
         floods.noisy,
         BOTH,
-        {"rounds": (2, 10), "seconds": (2.5, 6.0)},
+        {"rounds": (3, 9), "seconds": (2.5, 6.0)},
     ),
     Drill(
         "D17",

@@ -1,6 +1,7 @@
 """One noisy peer beside a normal fleet (D16): ten times the limit from one address, one application, one device."""
 
 import asyncio
+import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ JSON = "Content-Type: application/json\r\n"
 
 
 async def noisy(report: Report, folder: Path, *, rounds: int, seconds: float) -> None:
-    """The others poll and report without a flood and beside one by turns, `rounds` times `seconds` each; then p99 of
-    all with is compared with p99 of all without. Nobody of the others is refused, and the flood gets what it may.
+    """The others poll and report without a flood and beside one by turns, `rounds` times `seconds` each; the median of
+    the rounds' p99 with is compared with that without, so that a pause of the machine in one round says nothing.
+    Nobody of the others is refused, and the flood gets what it may.
 
     A flood is ahead by the time that it takes to use up what a limit lets pass at once after a pause.
     """
@@ -65,22 +67,23 @@ class _Flood:
 
 
 class _Times:
-    """How long the polls and the reports of the others took."""
+    """How long the polls and the reports of the others took: p99 of each round, in milliseconds."""
 
     def __init__(self) -> None:
-        self.polls: list[float] = []
-        self.reports: list[float] = []
+        self._rounds: list[tuple[float, ...]] = []
 
     def add(self, report: Report, seen: flood.Seen) -> None:
         if set(seen.statuses) - {200, 304}:
             report.wrong.append(f"the others were answered {dict(seen.statuses)}")
+        polls: list[float] = []
+        reports: list[float] = []
         for number, took in enumerate(seen.took_ms):
-            (self.polls if number % sum(POLLS_AND_REPORTS) < POLLS_AND_REPORTS[0] else self.reports).extend(took)
+            (polls if number % sum(POLLS_AND_REPORTS) < POLLS_AND_REPORTS[0] else reports).extend(took)
+        self._rounds.append(tuple(sorted(each)[len(each) * 99 // 100] for each in (polls + reports, polls, reports)))
 
     def p99(self) -> list[float]:
-        """Of all, of the polls and of the reports, in milliseconds."""
-        kinds = (self.polls + self.reports, self.polls, self.reports)
-        return [round(sorted(each)[len(each) * 99 // 100], 1) for each in kinds]
+        """Of all, of the polls and of the reports: the median of the rounds."""
+        return [round(statistics.median(each), 1) for each in zip(*self._rounds, strict=True)]
 
 
 def _judge(report: Report, flooding: _Flood, answers: Counter[int], took: float, quiet: _Times, loud: _Times) -> None:

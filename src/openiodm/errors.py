@@ -1,8 +1,8 @@
 """The one vocabulary of "no" inside the server: a named Refusal, free of any protocol's codes.
 
 A `Refusal` is an answer, not a bug: the caller asked for something the rules do not allow. Each edge (compatible
-northbound API, native API, DDI, CLI) maps `Refusal.reason` to its own codes; anything else that is raised is a bug and
-is logged with its trace.
+northbound API, native API, DDI, CLI) maps `Refusal.reason` to its own codes. `Unavailable` is an answer too: ask again.
+Anything else that is raised is a bug and is logged with its trace.
 """
 
 from enum import Enum, StrEnum
@@ -125,6 +125,13 @@ KIND_OF: dict[Reason, Kind] = {
     Reason.SUBSCRIPTIONS_NONE: Kind.NOT_FOUND,
     Reason.NOTICE_UNKNOWN: Kind.NOT_FOUND,
 }
+
+
+class Unavailable(Exception):
+    """The database is away, full or read-only for now. A write that ends so may have been kept, if it went away then.
+
+    The text is for our log alone; what the caller is told names nothing of ours.
+    """
 
 
 class Refusal(Exception):

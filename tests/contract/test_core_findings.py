@@ -12,6 +12,7 @@ import pytest
 
 from openiodm.campaigns.model import Counters, ExecuteType, Policy
 from openiodm.clock import DAY, HOUR, Instant
+from openiodm.errors import Unavailable
 from openiodm.protocols.download import Asked, Downloads
 from openiodm.protocols.port import File
 from openiodm.protocols.ranges import Plan, Span
@@ -20,7 +21,7 @@ from openiodm.scheduler.runner import Scheduler
 from openiodm.storage.engine import Database, Unreachable
 from openiodm.storage.postgres import PostgresDatabase
 from openiodm.storage.sqlite import SqliteDatabase
-from openiodm.storage.writer import MAX_BATCH, Lane, WriteFailed, Writer
+from openiodm.storage.writer import MAX_BATCH, Lane, Writer
 from tests.conftest import ManualClock
 from tests.support.core import CLOCKS, Core, build_core
 from tests.support.server import FIRMWARE, World, build_world
@@ -90,7 +91,7 @@ async def test_a_full_disk_fails_writes_and_nothing_else(core: Core) -> None:
     results = await asyncio.gather(
         core.writer.run(grow), core.contact(1), core.writer.run(grow), core.contact(2), return_exceptions=True
     )
-    assert [type(r).__name__ for r in results] == ["WriteFailed", "Outcome", "WriteFailed", "Outcome"]
+    assert [type(r).__name__ for r in results] == ["Unavailable", "Outcome", "Unavailable", "Outcome"]
     disk.execute("PRAGMA max_page_count = 1000000")
     await core.writer.run(grow)
     await core.check_laws()
@@ -111,7 +112,7 @@ async def test_a_connection_killed_in_mid_batch_costs_one_batch(core: Core, data
 
     first = asyncio.create_task(core.writer.run(die))
     answers = await asyncio.gather(*(core.contact(n) for n in range(1, 51)), return_exceptions=True)
-    with pytest.raises(WriteFailed):
+    with pytest.raises(Unavailable):
         await first
     granted = sum(not isinstance(a, BaseException) for a in answers)
     kept = await core.database.fetchval("SELECT count(*) FROM upgrade WHERE state = 'offered'")
@@ -144,7 +145,7 @@ async def test_a_commit_of_unknown_outcome_is_not_done_twice(core: Core, databas
         "FOR EACH ROW EXECUTE FUNCTION broken()"
     )
     results = await asyncio.gather(core.writer.run(command), core.writer.run(_nothing), return_exceptions=True)
-    assert [type(r) for r in results] == [WriteFailed, WriteFailed]
+    assert [type(r) for r in results] == [Unavailable, Unavailable]
     assert len(runs) == 1
     await admin.close()
     await core.writer.run(_nothing)
@@ -165,7 +166,7 @@ async def test_an_unreachable_database_fails_a_batch_at_once(core: Core, monkeyp
 
     monkeypatch.setattr(core.database, "transaction", broken)
     answers = await asyncio.gather(*(core.contact(1) for _ in range(100)), return_exceptions=True)
-    assert {type(a) for a in answers} == {WriteFailed}
+    assert {type(a) for a in answers} == {Unavailable}
     assert opened <= 2, "not one attempt per waiting device"
     monkeypatch.setattr(core.database, "transaction", whole)
     await core.contact(1)

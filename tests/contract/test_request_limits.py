@@ -4,10 +4,8 @@
 """
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
-from itertools import count
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ import pytest
 import structlog
 
 from openiodm.app import clean_up
-from openiodm.protocols.coap.codec import Code, Message, Option, Type, decode, encode_as
+from openiodm.protocols.coap.codec import Code, Option
 from tests.conftest import ManualClock
-from tests.support.lwm2m import Field, build_field
+from tests.support.lwm2m import ask, build_field
 from tests.support.server import BASE, FIRMWARE, World, build_world
 
 TASKS = "/iodm/northbound/v1.5.0/operations"
@@ -195,26 +193,3 @@ async def test_a_lwm2m_peer_beyond_its_limit_is_told_when_to_come_again_and_the_
             assert (refused.code, refused.option(Option.MAX_AGE)) == (Code.TOO_MANY_REQUESTS, bytes([30]))
             assert (await second("nobody")).code == Code.FORBIDDEN
             assert (await second("n1")).code == Code.CREATED
-
-
-@contextmanager
-def ask(field: Field) -> Iterator[Callable[[str], Awaitable[Message]]]:
-    """Registers an endpoint from a port of its own."""
-    numbers = count(1)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
-        port.setblocking(False)
-        port.connect(field.address)
-
-        async def register(endpoint: str) -> Message:
-            queries = (b"lwm2m=1.0", b"lt=300", f"ep={endpoint}".encode())
-            options = ((Option.URI_PATH, b"rd"), *((Option.URI_QUERY, query) for query in queries))
-            message = Message(Code.POST, options, payload=b"</3/0>,</5/0>")
-            token = bytes([number := next(numbers)])
-            port.send(encode_as(message, Type.CON, number, token))
-            async with asyncio.timeout(30):
-                while True:  # the server asks the device things meanwhile
-                    heard = decode(await asyncio.get_running_loop().sock_recv(port, 2048))
-                    if heard.token == token and heard.code >= Code.CREATED:
-                        return heard
-
-        yield register

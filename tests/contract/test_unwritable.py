@@ -4,18 +4,22 @@ The drills D15 fill real disks and forbid real files to be written, in mid-campa
 """
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 import structlog
 
+from openiodm.protocols.coap.codec import Code, Option
 from openiodm.storage import writer
 from openiodm.storage.engine import Database, Unwritable
+from openiodm.storage.postgres import PostgresDatabase
 from openiodm.storage.sqlite import SqliteDatabase
 from tests.conftest import ManualClock
+from tests.support.lwm2m import ask, build_field
 from tests.support.server import World, build_world
 
 
@@ -81,10 +85,60 @@ async def test_writes_are_refused_reads_go_on_and_so_does_everything_afterwards(
         assert not [line for line in logs if line["event"] == "write_failed"]
         assert "deploymentBase" in (await world.poll("dev1"))["_links"]
         assert await world.counters(task) == {"processing": 1}
+        assert not traces(logs)
     await until_known(database)
     assert await world.feedback("dev1", 1, "closed", "success") == 200
     assert (await world.http.get("/readyz")).status_code == 200
     assert await world.counters(task) == {"success": 1}
+
+
+def traces(logs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The events that were told with a trace: a database that is away is no bug, and the disk of the log is finite."""
+    return [line["event"] for line in logs if line.get("exc_info")]
+
+
+async def test_a_caller_is_told_to_ask_again(world: World, database_url: str) -> None:
+    headers = await world.login()
+    async with read_only(world.rooms.database, database_url):
+        await until_known(world.rooms.database)
+        with structlog.testing.capture_logs() as logs:
+            native = await world.http.post("/api/v1/groups", json={"name": "g"}, headers=headers)
+            login = {"appId": world.app_id, "secret": world.secret}
+            compatible = await world.http.post("/iocm/app/sec/v1.1.0/login", data=login)
+    assert (native.status_code, native.json()["reason"], native.headers["Retry-After"]) == (503, "database-away", "1")
+    assert (compatible.status_code, compatible.json()["error_code"]) == (500, "50252")
+    assert not traces(logs)
+
+
+async def test_a_database_that_is_away_is_told_without_a_trace_a_request(world: World) -> None:
+    database = world.rooms.database
+    if not isinstance(database, PostgresDatabase):
+        pytest.skip("a SQLite file is not away")
+    headers = await world.login()
+    await world.register("dev1")
+    await database.close()
+    with structlog.testing.capture_logs() as logs:
+        assert (await world.http.get(world.ddi("dev1"), headers=world.gateway)).status_code == 500
+        assert (await world.http.get("/api/v1/tasks", headers=headers)).status_code == 503
+    assert not traces(logs)
+    assert {line["event"] for line in logs} >= {"request_not_served", "ddi_request_not_served"}
+
+
+async def test_a_lwm2m_device_is_told_to_ask_again_and_when(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 7252 section 5.9.3.4: 5.03, and the seconds in Max-Age."""
+    monkeypatch.setattr(writer, "UNWRITABLE_S", 0.0)
+    async with build_field(database_url, tmp_path) as field:
+        await field.register("n1")
+        database = field.world.rooms.database
+        with ask(field) as register:
+            async with read_only(database, database_url):
+                await until_known(database)
+                refused = await register("n1")
+            await until_known(database)
+            assert (await register("n1")).code == Code.CREATED
+        assert (refused.code, refused.option(Option.MAX_AGE)) == (Code.SERVICE_UNAVAILABLE, bytes([30]))
 
 
 async def test_a_single_write_that_goes_does_not_make_a_full_disk_ready(

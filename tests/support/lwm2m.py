@@ -2,9 +2,11 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from openiodm.campaigns.states import UpgradeState
 from openiodm.clock import SystemClock
 from openiodm.devices.model import NewDevice
 from openiodm.packages.model import FileType, NewPackage
+from openiodm.protocols.coap.codec import Code, Message, Option, Type, decode, encode_as
 from openiodm.protocols.coap.dtls import Connector
 from openiodm.protocols.lwm2m.service import Lwm2mService
 from openiodm.simulator.coap import Credentials, Network
@@ -154,6 +157,29 @@ async def serving(world: World) -> AsyncIterator[Lwm2mService]:
         yield service
     finally:
         await service.close()
+
+
+@contextmanager
+def ask(field: Field) -> Iterator[Callable[[str], Awaitable[Message]]]:
+    """Registers an endpoint from a port of its own."""
+    numbers = count(1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
+        port.setblocking(False)
+        port.connect(field.address)
+
+        async def register(endpoint: str) -> Message:
+            queries = (b"lwm2m=1.0", b"lt=300", f"ep={endpoint}".encode())
+            options = ((Option.URI_PATH, b"rd"), *((Option.URI_QUERY, query) for query in queries))
+            message = Message(Code.POST, options, payload=b"</3/0>,</5/0>")
+            token = bytes([number := next(numbers)])
+            port.send(encode_as(message, Type.CON, number, token))
+            async with asyncio.timeout(30):
+                while True:  # the server asks the device things meanwhile
+                    heard = decode(await asyncio.get_running_loop().sock_recv(port, 2048))
+                    if heard.token == token and heard.code >= Code.CREATED:
+                        return heard
+
+        yield register
 
 
 def digest(body: bytes = FIRMWARE) -> str:

@@ -21,7 +21,7 @@ from starlette.routing import Route as PathRoute
 from starlette.types import Receive, Scope, Send
 
 from openiodm.access.model import Actor
-from openiodm.errors import Reason, Refusal
+from openiodm.errors import Reason, Refusal, Unavailable
 from openiodm.http.clients import peer_of
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # of a parsed body; streamed ones have limits of their own
@@ -118,6 +118,10 @@ class Edge(Protocol):
 
     def wrong_method(self, request: Request, allowed: Sequence[str]) -> Response:
         """405, with an Allow header."""
+        ...
+
+    def unavailable(self, request: Request) -> Response:
+        """The database cannot be had now."""
         ...
 
     def our_fault(self, request: Request) -> Response:
@@ -275,6 +279,9 @@ class _Path:
             return self._edge.refusal(refusal, request)
         except ClientDisconnect:
             return Response(status_code=400)
+        except Unavailable as error:
+            log.warning("request_not_served", path=request.url.path, error=str(error))
+            return self._edge.unavailable(request)
         except Exception:
             log.exception("request_failed", path=request.url.path)
             return self._edge.our_fault(request)

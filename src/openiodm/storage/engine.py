@@ -12,6 +12,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from openiodm.errors import Unavailable
+
 Row = Any  # sqlite3.Row | asyncpg.Record: both are sequences of values with names
 
 
@@ -27,11 +29,11 @@ class Conflict(Exception):
     """PostgreSQL broke a deadlock, or could not serialize: this transaction is the one to be tried again."""
 
 
-class Unreachable(Exception):
+class Unreachable(Unavailable):
     """The database is not there, or went away: a transaction under way may have been committed or not."""
 
 
-class Unwritable(Exception):
+class Unwritable(Unavailable):
     """The database is there and takes no writes for now: its disk is full, or it is read-only. Nothing is kept."""
 
 
@@ -58,7 +60,10 @@ class UpdateMany:
 
 
 class Reader(Protocol):
-    """Reads, each statement by itself. Only key lookups and bounded ranges belong on the loop."""
+    """Reads, each statement by itself. Only key lookups and bounded ranges belong on the loop.
+
+    All raise `Unreachable` when the database is not there.
+    """
 
     async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
         """All rows."""

@@ -87,7 +87,8 @@ _GONE = (
     asyncpg.TooManyConnectionsError,
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
-
+# What the driver says besides, when it has not yet understood that.
+_LOST = (*_GONE, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 # Until the transaction ends.
 _BY_KEYS = "SELECT " + ", ".join(
@@ -253,9 +254,12 @@ class PostgresDatabase:
         for _ in range(READ_TRIES - 1):
             try:
                 return await read(translate(sql), *args)
-            except (*_GONE, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            except _LOST:
                 await asyncio.sleep(READ_RETRY_S)  # by then the loop has seen which others are dead
-        return await read(translate(sql), *args)
+        try:
+            return await read(translate(sql), *args)
+        except (OSError, *_LOST) as error:
+            raise Unreachable(str(error) or type(error).__name__) from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
@@ -296,7 +300,7 @@ class PostgresDatabase:
         try:
             async with self.snapshot() as view:
                 yield view
-        except (OSError, *_GONE, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        except (OSError, *_LOST) as error:
             raise Unreachable(str(error) or type(error).__name__) from error
 
     async def now(self) -> int | None:

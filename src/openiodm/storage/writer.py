@@ -22,7 +22,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 import structlog
 
-from openiodm.errors import Refusal
+from openiodm.errors import Refusal, Unavailable
 from openiodm.scheduler.model import LeaseLost
 from openiodm.storage.engine import Conflict, Database, Tx, Unreachable, Unwritable
 
@@ -188,7 +188,7 @@ class Writer(Generic[W]):
                     results = await self._in_transaction(batch)
         except Unreachable as error:
             log.error("database_unreachable", items=len(batch), error=str(error) or type(error).__name__)
-            results = [WriteFailed() for _ in batch]
+            results = [Unavailable(str(error)) for _ in batch]
         except Unwritable as error:
             if self.is_writable:  # once, not for everything that is tried meanwhile
                 log.error("database_unwritable", error=str(error))
@@ -197,7 +197,7 @@ class Writer(Generic[W]):
                 for item in batch:
                     await self._commit([item])
                 return
-            results = [WriteFailed()]
+            results = [Unavailable(str(error))]
         except Exception as error:
             if len(batch) == 1 and isinstance(error, Conflict) and tries > 1:
                 log.warning("write_conflicted", error=str(error))
@@ -247,7 +247,7 @@ class Writer(Generic[W]):
 
 
 class WriteFailed(Exception):
-    """A write failed by our own or the database's fault; the log has the trace. Nothing of it was kept."""
+    """A write failed by our own fault; the log has the trace. Nothing of it was kept."""
 
 
 def _groups(batch: list[_Item[W]]) -> list[tuple[Batcher[W] | None, list[_Item[W]]]]:

@@ -200,6 +200,10 @@ class CompatEdge:
         response.headers["Allow"] = ", ".join(allowed)
         return response
 
+    def unavailable(self, request: Request) -> Response:
+        """500 as well: the contract has no other word for it."""
+        return self.our_fault(request)
+
     def our_fault(self, request: Request) -> Response:
         """500, in every family."""
         return self._answer(OUR_FAULT)

@@ -59,6 +59,11 @@ class NativeEdge:
         allow = ", ".join(allowed)
         return _problem(405, "method-not-allowed", f"allowed here: {allow}", headers={"Allow": allow})
 
+    def unavailable(self, request: Request) -> Response:
+        """503, and when to ask again."""
+        again = {"Retry-After": str(RETRY_AFTER_S)}
+        return _problem(503, "database-away", "the database cannot be had now", headers=again)
+
     def our_fault(self, request: Request) -> Response:
         """500."""
         return _problem(500, "internal", "a fault of the server; its log has the trace")

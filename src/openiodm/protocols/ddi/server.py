@@ -22,7 +22,7 @@ from openiodm.campaigns.rollout import Answer, Contact, Progress, What, asks_con
 from openiodm.campaigns.states import FINAL, UpgradeEvent, UpgradeState
 from openiodm.clock import SECOND, Clock, Instant
 from openiodm.devices.model import DeviceKey
-from openiodm.errors import Reason, Refusal
+from openiodm.errors import Reason, Refusal, Unavailable
 from openiodm.http.clients import client_address, peer_of
 from openiodm.protocols import ranges
 from openiodm.protocols.ddi import answers, codec, session
@@ -176,6 +176,10 @@ class DdiServer:
             await _error(request, _Answer(answers.STATUS_OF[code], code, str(error)))
         except Refusal as refusal:
             await _error(request, _refused(refusal))
+        except Unavailable as error:
+            # Not 503: SWUpdate takes that for a refusal of its credentials.
+            log.warning("ddi_request_not_served", path=scope["path"], error=str(error))
+            await _error(request, _Answer(500, None, "the database cannot be had now"))
         except Exception:
             log.exception("ddi_request_failed", path=scope["path"])
             await _error(request, _Answer(500, None, "internal server error"))

@@ -18,6 +18,7 @@ from openiodm.campaigns.rollout import Progress, offers_bytes
 from openiodm.campaigns.states import UpgradeEvent, UpgradeState
 from openiodm.clock import Clock, Instant
 from openiodm.devices.model import DeviceKey
+from openiodm.errors import Unavailable
 from openiodm.protocols.coap import blocks
 from openiodm.protocols.coap.carrier import Address, Carrier, Peer
 from openiodm.protocols.coap.codec import Code, Message, Option
@@ -32,6 +33,8 @@ from openiodm.protocols.port import EndpointDevice, EndpointDirectory, KeptRegis
 
 REGISTRATION_PAGE: Final = 500
 """Registrations that are read at once at the start."""
+ASK_AGAIN_S: Final = 30
+"""Told when the database is away (RFC 7252 section 5.9.3.4): devices that lose their registration come all at once."""
 
 log = structlog.get_logger(__name__)
 
@@ -146,6 +149,9 @@ class Lwm2mServer:
             return Message(Code.BAD_REQUEST, payload=str(error).encode())
         except _Refused as refused:
             return Message(refused.code, payload=refused.text.encode())
+        except Unavailable as error:
+            log.warning("lwm2m.not_served", host=peer.address[0], error=str(error))
+            return Message(Code.SERVICE_UNAVAILABLE, ((Option.MAX_AGE, bytes([ASK_AGAIN_S])),))
 
     async def _register(self, carrier: Carrier, peer: Peer, message: Message) -> Message:
         query = message.query

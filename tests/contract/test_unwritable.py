@@ -22,6 +22,8 @@ from tests.conftest import ManualClock
 from tests.support.lwm2m import ask, build_field
 from tests.support.server import World, build_world
 
+OPERATIONS = "/iodm/northbound/v1.5.0/operations"
+
 
 @pytest.fixture
 async def world(
@@ -108,6 +110,21 @@ async def test_a_caller_is_told_to_ask_again(world: World, database_url: str) ->
     assert (native.status_code, native.json()["reason"], native.headers["Retry-After"]) == (503, "database-away", "1")
     assert (compatible.status_code, compatible.json()["error_code"]) == (500, "50252")
     assert not traces(logs)
+
+
+async def test_what_is_only_read_can_be_read_and_flow_control_goes_on(
+    database_url: str, tmp_path: Path, clock: ManualClock
+) -> None:
+    async with build_world(database_url, tmp_path, clock, calls_per_minute=5, native_calls_per_minute=3) as world:
+        headers = await world.login()
+        for path, limit, refused in ((OPERATIONS, 5, 403), ("/api/v1/tasks", 3, 429)):
+            assert (await world.http.get(path, headers=headers)).status_code == 200
+            async with read_only(world.rooms.database, database_url):
+                await until_known(world.rooms.database)
+                seen = [(await world.http.get(path, headers=headers)).status_code for _ in range(limit + 1)]
+            assert seen[:-2] == [200] * (limit - 1)
+            assert seen[-1] == refused
+            await until_known(world.rooms.database)
 
 
 async def test_a_database_that_is_away_is_told_without_a_trace_a_request(world: World) -> None:

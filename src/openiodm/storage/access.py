@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from openiodm.access.flow import PERIOD_MS, Refused, throttled
+from openiodm.access.flow import PERIOD_MS, MemoryFlow, Refused, throttled
 from openiodm.access.model import (
     Actor,
     Application,
@@ -16,7 +16,7 @@ from openiodm.access.model import (
     TokenKind,
 )
 from openiodm.clock import Clock, Instant
-from openiodm.storage.engine import Reader, Row, Tx
+from openiodm.storage.engine import Reader, Row, Tx, Unwritable
 from openiodm.storage.products import product_key
 
 _APPLICATION = "a.id, a.app_id, a.name, a.target_tokens, a.gateway_tokens, a.frozen_at"
@@ -260,7 +260,8 @@ class SharedFlow:
     """Flow control in a row that all servers of a PostgreSQL database share: one short statement of its own a call.
 
     `tokens` is counted in 1/60000 calls: whole numbers, which doubles add exactly. A refusing server remembers the
-    refusal until the next token is due. Each API has a table of its own.
+    refusal until the next token is due. Each API has a table of its own. While the database takes no writes each server
+    counts for itself, so that what is only read can be read.
     """
 
     def __init__(self, database: Reader, clock: Clock, per_minute: int, table: str = "flow_control") -> None:
@@ -269,6 +270,7 @@ class SharedFlow:
         self._clock = clock
         self._per_minute = per_minute
         self._refused = Refused()
+        self._alone = MemoryFlow(clock, per_minute)
 
     async def admit(self, application: ApplicationKey) -> None:
         """See `access.ports.FlowControl`."""
@@ -279,7 +281,12 @@ class SharedFlow:
         if self._refused.holds(application, now):
             raise throttled(n)
         full, call, per_ms = float(n * PERIOD_MS), float(PERIOD_MS), float(n)
-        if await self._database.fetchval(self._take_one, application, full, now, call, per_ms) is None:
+        try:
+            taken = await self._database.fetchval(self._take_one, application, full, now, call, per_ms)
+        except Unwritable:
+            await self._alone.admit(application)
+            return
+        if taken is None:
             self._refused.remember(application, await self._next(application, now))
             raise throttled(n)
 

@@ -90,6 +90,8 @@ _GONE = (
 # What the driver says besides, when it has not yet understood that.
 _LOST = (*_GONE, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
+_REFUSES = (asyncpg.ReadOnlySQLTransactionError, asyncpg.DiskFullError)
+
 # Until the transaction ends.
 _BY_KEYS = "SELECT " + ", ".join(
     f"set_config('enable_{way}', 'off', true)" for way in ("seqscan", "hashjoin", "mergejoin")
@@ -251,15 +253,17 @@ class PostgresDatabase:
 
     async def _read(self, read: Callable[..., Awaitable[Any]], sql: str, args: tuple[Any, ...]) -> Any:
         """A read may meet a connection that died in the pool, and can be sent again on another."""
-        for _ in range(READ_TRIES - 1):
+        tries = READ_TRIES
+        while True:
+            tries -= 1
             try:
                 return await read(translate(sql), *args)
-            except _LOST:
+            except (OSError, *_LOST) as error:
+                if not tries:
+                    raise Unreachable(str(error) or type(error).__name__) from error
                 await asyncio.sleep(READ_RETRY_S)  # by then the loop has seen which others are dead
-        try:
-            return await read(translate(sql), *args)
-        except (OSError, *_LOST) as error:
-            raise Unreachable(str(error) or type(error).__name__) from error
+            except _REFUSES as error:  # flow control writes in a statement of its own
+                raise Unwritable(str(error)) from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
@@ -276,7 +280,7 @@ class PostgresDatabase:
                 raise Conflict(str(error)) from error
             except _GONE as error:
                 raise Unreachable(str(error)) from error
-            except (asyncpg.ReadOnlySQLTransactionError, asyncpg.DiskFullError) as error:
+            except _REFUSES as error:
                 raise Unwritable(str(error)) from error
             except Exception as error:
                 if _is_closed(connection):  # what a statement or the rollback on it says then is by chance

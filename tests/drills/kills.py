@@ -21,9 +21,9 @@ from typing import Any
 
 import httpx
 
-from openiodm.simulator import Behaviour, Fleet, Pace, TokenKind, make_profiles
+from openiodm.simulator import Behaviour, Fleet, TokenKind, make_profiles
 from openiodm.storage.open import open_database
-from tests.drills.world import end_within
+from tests.drills.world import end_within, pace_of
 from tests.support.laws import broken_laws, lost_reports
 from tests.support.process import Northbound, Server, free_port, fresh_database, gateway_token
 
@@ -88,7 +88,7 @@ def _fleet(url: str, token: str, devices: int, *, within: float) -> Fleet:
     """The same devices every time, which make their first poll one after another `within` so many seconds."""
     behaviour = Behaviour(failure_rate=0.05, duplicate_rate=0.05, install_seconds=(0.5, 4.0), probe_after_final=True)
     profiles = make_profiles(devices, prefix="drill", token_kind=TokenKind.GATEWAY, token=token, behaviour=behaviour)
-    pace = Pace(poll_seconds=2.0, backoff_first=0.1, backoff_most=1.0)
+    pace = pace_of(devices, at_least_s=2.0)
     return Fleet(url, profiles, seed=SEED, pace=pace, max_connections=48, ramp_seconds=within)
 
 

@@ -19,13 +19,18 @@ from tests.support.process import Northbound, Server, free_port, gateway_token
 
 SEED = 7
 REGISTER_WITHIN_S = 300.0
-PACE = Pace(poll_seconds=1.0, backoff_first=0.1, backoff_most=1.0)
+POLLS_PER_SECOND = 400
 PROFILE = DeviceProfile("template", attributes={"deviceType": "sensor", "model": "m1", "manufacturerName": "acme"})
 
 
 def end_within(devices: int) -> float:
     """Seconds that a campaign may take on a machine that has other things to do as well."""
     return 240 + devices / 20
+
+
+def pace_of(devices: int, *, at_least_s: float = 1.0) -> Pace:
+    """A large fleet that waits polls more rarely, so that what is at work gets its turn on the machine they share."""
+    return Pace(poll_seconds=max(at_least_s, devices / POLLS_PER_SECOND), backoff_first=0.1, backoff_most=1.0)
 
 
 @dataclass
@@ -69,12 +74,10 @@ class World:
             behaviour=behaviour,
         )
 
-    def fleet(
-        self, profiles: Sequence[DeviceProfile], *, within: float, server: Server | None = None, pace: Pace = PACE
-    ) -> Fleet:
+    def fleet(self, profiles: Sequence[DeviceProfile], *, within: float, server: Server | None = None) -> Fleet:
         """Devices that make their first poll one after another `within` so many seconds, at one of the servers."""
         url = (server or self.server).url
-        return Fleet(url, profiles, seed=SEED, pace=pace, max_connections=48, ramp_seconds=within)
+        return Fleet(url, profiles, seed=SEED, pace=pace_of(len(profiles)), max_connections=48, ramp_seconds=within)
 
     async def register(self, count: int) -> None:
         """Registers devices by the thousand, and gives the group `drill` all of them."""

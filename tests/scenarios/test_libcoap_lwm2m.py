@@ -62,7 +62,7 @@ class Lab:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        out, _ = await asyncio.wait_for(process.communicate(), 20)
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
         return out.decode("utf-8", "replace")
 
     def shake(self, identity: str, key: bytes) -> tuple[socket.socket, Session]:
@@ -83,7 +83,7 @@ class Lab:
             except TimeoutError:
                 out, alive = session.tick(), True
             if session.established:
-                sock.settimeout(5)
+                sock.settimeout(60)
                 return sock, session
             if not alive:
                 break
@@ -95,7 +95,7 @@ class Lab:
         return next(each["deviceInfo"] for each in found["devices"] if each["deviceInfo"]["nodeId"] == node_id)
 
     async def comes_online(self, node_id: str) -> Any:
-        for _ in range(60):
+        for _ in range(600):
             if (info := await self.device(node_id))["status"] == "ONLINE":
                 return info
             await asyncio.sleep(0.1)
@@ -204,7 +204,7 @@ def attack(lab: Lab, chance: random.Random) -> None:
 
 def ask_plain(lab: Lab, datagram: bytes) -> Message:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(5)
+        sock.settimeout(60)
         sock.sendto(datagram, (HOST, lab.coap))
         return decode(sock.recv(2_000))
 

@@ -78,7 +78,7 @@ class Field:
         tasks = [asyncio.create_task(device.run()) for device in devices]
         try:
             for device in devices:
-                await asyncio.wait_for(device.online.wait(), 15)
+                await asyncio.wait_for(device.online.wait(), 60)
             yield
         finally:
             for task in tasks:
@@ -103,7 +103,7 @@ class Field:
         _, found = await queries.upgrades(actor, operation_id, 0, 100)
         return list(found)
 
-    async def until(self, operation_id: str, *states: UpgradeState, within: float = 15) -> list[Upgrade]:
+    async def until(self, operation_id: str, *states: UpgradeState, within: float = 60) -> list[Upgrade]:
         """Every device of the task is in one of the states."""
         found: list[Upgrade] = []
 
@@ -126,7 +126,7 @@ class Field:
         assert await broken_laws(self.world.rooms.database) == []
 
 
-async def eventually(condition: Callable[[], Any], within: float = 10) -> None:
+async def eventually(condition: Callable[[], Any], within: float = 60) -> None:
     async with asyncio.timeout(within):
         while True:
             outcome = condition()

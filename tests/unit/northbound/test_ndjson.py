@@ -69,7 +69,7 @@ async def test_the_request_is_read_to_its_end_though_the_client_takes_no_answer_
         await sent_all.wait()
         answer.append(message.get("body", b""))
 
-    await asyncio.wait_for(LineStream(pieces())({"type": "http"}, receive, send), 5)
+    await asyncio.wait_for(LineStream(pieces())({"type": "http"}, receive, send), 60)
     assert b"".join(answer).split() == [b"%d" % n for n in range(100)]
 
 

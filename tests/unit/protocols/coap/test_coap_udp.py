@@ -68,7 +68,7 @@ async def ask(
     client: aiocoap.Context, code: aiocoap.Code, port: int, path: str, payload: bytes = b""
 ) -> aiocoap.Message:
     request = aiocoap.Message(code=code, uri=f"coap://{HOST}:{port}/{path}", payload=payload)
-    return await asyncio.wait_for(client.request(request).response, 20)
+    return await asyncio.wait_for(client.request(request).response, 60)
 
 
 async def test_aiocoap_gets_a_firmware_in_blocks(lab: tuple[Lab, Endpoint, int], client: aiocoap.Context) -> None:
@@ -186,7 +186,7 @@ async def test_we_observe_aiocoap(device: tuple[AiocoapDevice, int]) -> None:
         assert (await endpoint.request(peer, observe)).payload == b"0"
         for value in (b"1", b"2"):
             made.state.move()
-            assert await asyncio.wait_for(noted.get(), 5) == (b"12345678", value)
+            assert await asyncio.wait_for(noted.get(), 60) == (b"12345678", value)
 
 
 # Sockets.
@@ -195,7 +195,7 @@ async def test_we_observe_aiocoap(device: tuple[AiocoapDevice, int]) -> None:
 def exchange(port: int, datagrams: list[bytes], host: str = HOST, family: int = socket.AF_INET) -> list[Message]:
     """Sends all at once, and reads as many answers."""
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(5)
+        sock.settimeout(60)
         sock.connect((host, port))
         for datagram in datagrams:
             sock.send(datagram)
@@ -232,10 +232,10 @@ async def _nobody_listens() -> None:
         assert peer is not None
         for _ in range(3):
             with pytest.raises(carrier.Unreachable):
-                await asyncio.wait_for(endpoint.request(peer, Message(Code.GET)), 1.5)
+                await asyncio.wait_for(endpoint.request(peer, Message(Code.GET)), 30)
         cpu = time.process_time()
-        await asyncio.sleep(0.3)
-        assert time.process_time() - cpu < 0.15, "woken again and again by an error that nobody reads"
+        await asyncio.sleep(0.6)
+        assert time.process_time() - cpu < 0.4, "woken again and again by an error that nobody reads"
         assert [m.code for m in await asyncio.to_thread(exchange, port, [get])] == [Code.NOT_FOUND]
 
 

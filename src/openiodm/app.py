@@ -21,7 +21,8 @@ from openiodm.clock import SECOND, Millis
 from openiodm.devices.model import DeviceKey
 from openiodm.devices.told import Description
 from openiodm.front import Front
-from openiodm.listeners import Address, Listener, address_of, bound, listener, listening, renew
+from openiodm.http.connections import Crowd
+from openiodm.listeners import Address, Listener, address_of, bound, crowd, listener, listening, renew
 from openiodm.listeners import StartError as StartError  # what `running` raises
 from openiodm.metrics import Exposition, Measured, Metrics, Present
 from openiodm.protocols.lwm2m.service import Listen, Lwm2mService, Lwm2mStartError
@@ -94,12 +95,13 @@ async def running(
             fronts = [Front(rooms, applications=True, devices=not split, lwm2m=lwm2m)]
             if split:
                 fronts.append(Front(rooms, applications=False, devices=True, lwm2m=lwm2m))
-            async with _measured(rooms, fronts, measuring) as (apps, more):
+            connections = crowd()
+            async with _measured(rooms, fronts, measuring, connections) as (apps, more):
                 if traces is not None:
                     rooms.writer.tracer = rooms.sender.tracer = traces
                     apps = [traces.requests(app, front.kind_of) for app, front in zip(apps, fronts, strict=True)]
                 at = zip(apps, addresses, strict=True)
-                listeners = [listener(app, address, settings.shutdown_grace_s) for app, address in at]
+                listeners = [listener(app, address, settings.shutdown_grace_s, connections) for app, address in at]
                 async with _lwm2m(lwm2m if worker.first else None), listening([*listeners, *more], sockets):
                     if started is not None:
                         await started(rooms)
@@ -174,7 +176,7 @@ async def _lwm2m(service: Lwm2mService | None) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _measured(
-    rooms: Rooms, fronts: Sequence[Front], addresses: Sequence[Address]
+    rooms: Rooms, fronts: Sequence[Front], addresses: Sequence[Address], connections: Crowd
 ) -> AsyncIterator[tuple[Sequence[ASGIApp], list[Listener]]]:
     """The fronts, with their answers counted, and the listener that tells Prometheus; as they are, if nobody asks."""
     if not addresses:
@@ -206,7 +208,7 @@ async def _measured(
     try:
         apps = [Measured(front, metrics, front.kind_of) for front in fronts]
         told = Exposition(metrics, refresh)
-        yield apps, [listener(told, address, rooms.settings.shutdown_grace_s) for address in addresses]
+        yield apps, [listener(told, address, rooms.settings.shutdown_grace_s, connections) for address in addresses]
     finally:
         await periodic.close()
 

@@ -3,16 +3,18 @@
 import asyncio
 import resource
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from openiodm.http.connections import BoundedProtocol, drop_slow
+from openiodm.http.connections import BoundedProtocol, Crowd, drop_slow
 from openiodm.settings import Settings, host_port
 from openiodm.tls import ClientCertificates, ServerTls, TlsError, TlsFiles
 
@@ -77,6 +79,10 @@ async def renew(tls: ServerTls) -> None:
 class Listener(uvicorn.Server):
     """One address. Signals are the caller's business: two listeners must not both catch them."""
 
+    def __init__(self, config: uvicorn.Config, crowd: Crowd) -> None:
+        super().__init__(config)
+        self._crowd = crowd
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leaves them alone."""
@@ -88,10 +94,19 @@ class Listener(uvicorn.Server):
             dropped = drop_slow(list(self.server_state.connections), asyncio.get_running_loop().time())
             if dropped:
                 log.warning("slow_peers_dropped", connections=dropped)
+            if self._crowd.closed:
+                log.warning("too_many_connections", most=self._crowd.most, idle_ones_closed=self._crowd.closed)
+                self._crowd.closed = 0
         return await super().on_tick(counter)
 
 
-def listener(app: ASGIApp, address: Address, grace_s: int) -> Listener:
+def crowd() -> Crowd:
+    """Of as many connections as leave a quarter of the files that this process may open for all else."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return Crowd(sys.maxsize if most == resource.RLIM_INFINITY else most * 3 // 4)
+
+
+def listener(app: ASGIApp, address: Address, grace_s: int, crowd: Crowd) -> Listener:
     """A server of `app` at one address; a stopping one waits `grace_s` seconds for requests under way."""
     tls = address.tls
     config = uvicorn.Config(
@@ -99,7 +114,7 @@ def listener(app: ASGIApp, address: Address, grace_s: int) -> Listener:
         host=address.host,
         port=address.port,
         loop="none",  # the command line has chosen one
-        http=BoundedProtocol,
+        http=partial(BoundedProtocol, crowd=crowd),  # type: ignore[arg-type]  # called with names, as a class is
         ws="none",
         lifespan="off",
         access_log=False,
@@ -111,7 +126,7 @@ def listener(app: ASGIApp, address: Address, grace_s: int) -> Listener:
         timeout_graceful_shutdown=grace_s,
         ssl_context_factory=None if tls is None else lambda _config, _default: tls.context,
     )
-    return Listener(config)
+    return Listener(config, crowd)
 
 
 @asynccontextmanager

@@ -299,6 +299,32 @@ async def test_it_is_not_ready_without_its_postgresql_and_comes_back_with_it(tmp
             assert await process.ended(GRACE_S + LATE_S) == 0
 
 
+async def test_with_more_connections_than_files_everybody_is_served_and_packages_can_be_opened(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'o.db'}"
+    async with offered(tmp_path, database, files=128) as (process, device, action, gateway):
+        gone = 0
+        crowd = [await Raw.open(process.port) for _ in range(90)]
+        for n in range(300):  # each of another device, which keeps its connection
+            crowd.append(await Raw.open(process.port))
+            await crowd[-1].send(head("GET", f"{DDI}/many{n}", gateway))
+            assert (await crowd[-1].answer())[0] == 200
+        for raw in crowd:
+            with suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(0.001):
+                    gone += await raw.reader.read(1) == b""
+        assert gone >= 390 - 96
+        deployment = (await device.get(f"{DDI}/dev1/deploymentBase/{action}")).json()["deployment"]
+        href = deployment["chunks"][0]["artifacts"][0]["_links"]["download-http"]["href"]
+        assert len((await device.get(href)).content) == 1000
+        await until(lambda: _says(process, "too_many_connections"), LATE_S * 5)
+        for raw in crowd:
+            raw.close()
+
+
+async def _says(process: Process, word: str) -> bool:
+    return word in process.stderr
+
+
 # ------------------------------------------------------------------------- the end
 
 

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import re
+import resource
 import signal
 import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,21 @@ STARTED = re.compile(r"(?<![.\w])started\b")  # in either form of the log, and n
 class Process:
     """One `openiodm serve`. What it writes to stderr is read as it comes, through a pipe.
 
-    With `client`, which says whom to trust and what to show, it is spoken to over https.
+    With `client`, which says whom to trust and what to show, it is spoken to over https. It may open `files` at most.
     """
 
-    def __init__(self, data: Path, *arguments: str, client: ssl.SSLContext | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *arguments: str,
+        client: ssl.SSLContext | None = None,
+        files: int | None = None,
+        **settings: Any,
+    ) -> None:
         self.port = int(settings.pop("port", 0)) or free_port()
         self.url = f"{'http' if client is None else 'https'}://127.0.0.1:{self.port}"
         self._client = client
+        self._files = files
         self.stderr = ""
         self._arguments = arguments
         self._process: asyncio.subprocess.Process | None = None
@@ -56,9 +66,11 @@ class Process:
         return self._process.pid
 
     async def launch(self) -> None:
+        limits = None if self._files is None else (self._files, self._files)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "openiodm.cli.main", "serve", *self._arguments,
             env=self._environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            preexec_fn=None if limits is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, limits),
         )  # fmt: skip
         self._reader = asyncio.create_task(self._read())
 

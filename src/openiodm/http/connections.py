@@ -1,8 +1,9 @@
-"""What a peer may keep of the server before it has asked for anything: time and bytes, of every connection.
+"""What peers may keep of the server: time and bytes of a connection before anything was asked, and connections.
 
-uvicorn bounds neither: a peer that sends its request a byte a minute, or headers without an end, holds a connection and
-memory for ever. `BoundedProtocol` is uvicorn's own with such bounds; `drop_slow` is called every few seconds and looks
-at all connections, which costs a request no timer of its own.
+uvicorn bounds none of it: a peer that sends its request a byte a minute, or headers without an end, holds a connection
+and memory for ever, and when every file that the system allows is a connection, nobody new is let in and no package can
+be opened. `BoundedProtocol` is uvicorn's own with such bounds; `drop_slow` is called every few seconds and looks at all
+connections, which costs a request no timer of its own.
 """
 
 from collections.abc import Iterable
@@ -21,11 +22,50 @@ BODY_LEAST_RATE = 256  # bytes a second
 _BAD_REQUEST = msgspec.json.encode({"error_code": "120015", "error_desc": "Bad request error."})
 
 
+class Crowd:
+    """The connections of one process, over all its listeners, of which there may be `most` at once.
+
+    One more is let in, and the one that has rested longest is closed for it, as nginx does with its keep-alive
+    connections: its peer opens another when it has something to ask. Those in whose request something is under way are
+    left alone. `closed` counts since it was last looked at; whoever reports it clears it.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.open = 0
+        self.closed = 0
+        self._resting: dict[BoundedProtocol, None] = {}  # in the order in which they began to rest
+
+    def enter(self, connection: "BoundedProtocol") -> None:
+        """A new one, which has not asked yet."""
+        self.open += 1
+        self.rest(connection)
+        if self.open > self.most:
+            longest = next(iter(self._resting))
+            self.work(longest)
+            self.closed += 1
+            longest.transport.close()
+
+    def rest(self, connection: "BoundedProtocol") -> None:
+        """It waits for a request."""
+        self._resting[connection] = None
+
+    def work(self, connection: "BoundedProtocol") -> None:
+        """Its request has begun."""
+        self._resting.pop(connection, None)
+
+    def leave(self, connection: "BoundedProtocol") -> None:
+        """It is closed."""
+        self.open -= 1
+        self.work(connection)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One connection. What it waits for of the peer, and since when, is what `drop_slow` judges."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, crowd: Crowd, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._crowd = crowd
         self._head_since: float | None = None
         self._head_bytes = 0
         self._body_since: float | None = None
@@ -36,6 +76,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """The first request is due from now on."""
         super().connection_made(transport)
         self._head_since = self.loop.time()
+        self._crowd.enter(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Its place is free."""
+        self._crowd.leave(self)
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Hands on what came; headers without an end are answered 431."""
@@ -49,6 +95,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins: its headers are due."""
         super().on_message_begin()
+        self._crowd.work(self)
         if self._head_since is None:
             self._head_since = self.loop.time()
         self._head_bytes = 0
@@ -70,6 +117,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Nothing more is due."""
         self._body_since = None
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The next request may come, if it is not there already."""
+        super().on_response_complete()
+        if self.timeout_keep_alive_task is not None:
+            self._crowd.rest(self)
 
     def send_400_response(self, msg: str) -> None:
         """What the parser refuses: with the contract's error body, since clients read nothing else."""

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import cast
 
 import pytest
@@ -14,16 +14,18 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from openiodm.http import connections
-from openiodm.http.connections import BoundedProtocol, drop_slow
+from openiodm.http.connections import BoundedProtocol, Crowd, drop_slow
 
 
 class Listener:
     """An application that reads every body whole, behind `BoundedProtocol`, on a real socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         self.state = ServerState()
+        self.crowd = Crowd(most)
         self.read: list[bytes | None] = []
         self.port = 0
+        self._opened: list[asyncio.StreamWriter] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -33,7 +35,16 @@ class Listener:
         await Response("fine")(scope, receive, send)
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self._opened.append(writer)
+        return reader, writer
+
+    async def leave(self) -> None:
+        """Closes what was opened."""
+        for writer in self._opened:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     def drop(self, after: float) -> int:
         """What would be cut so many seconds from now."""
@@ -61,17 +72,18 @@ async def listener() -> AsyncIterator[Listener]:
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[Listener]:
-    made = Listener()
+async def listening(most: int = 100) -> AsyncIterator[Listener]:
+    made = Listener(most)
     config = uvicorn.Config(made, interface="asgi3", http=BoundedProtocol, ws="none", lifespan="off", log_config=None)
     config.load()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: BoundedProtocol(config, made.state, {}), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: BoundedProtocol(config, made.state, {}, crowd=made.crowd), "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made
     finally:
         server.close()
+        await made.leave()
         for connection in list(made.state.connections):
             connection.transport.abort()
         await server.wait_closed()
@@ -198,3 +210,71 @@ async def test_a_body_that_we_do_not_read_is_our_fault_not_the_peers(listener: L
         connection.flow.pause_reading()
     assert listener.drop(after=connections.BODY_STILL_SECONDS + 1) == 0
     writer.close()
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def asked(listener: Listener) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that has had an answer, and rests."""
+    reader, writer = await listener.open()
+    writer.write(GET)
+    assert (await answer(reader))[0] == 200
+    return reader, writer
+
+
+async def test_one_connection_too_many_closes_the_one_that_has_rested_longest() -> None:
+    async with listening(most=3) as listener:
+        first, second, third = [await asked(listener) for _ in range(3)]
+        first[1].write(GET)  # the second has rested longest now
+        assert (await answer(first[0]))[0] == 200
+        fourth = await asked(listener)
+        assert await cut(second[0])
+        assert listener.crowd.closed == 1
+        for reader, writer in (third, first, fourth):
+            writer.write(GET)
+            assert (await answer(reader))[0] == 200
+        assert listener.crowd.open == 3
+
+
+async def test_who_is_in_the_middle_of_a_request_is_left_alone_and_who_never_asked_is_not() -> None:
+    async with listening(most=3) as listener:
+        busy = await listener.open()
+        busy[1].write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n1")
+        head = await listener.open()
+        head[1].write(b"GET / HT")
+        await listener.until(lambda: listener.crowd.open == 2 and not listener.crowd._resting)
+        silent = await listener.open()
+        await listener.until(lambda: listener.crowd.open == 3)
+        for _ in range(5):
+            await asked(listener)
+        assert await cut(silent[0])
+        assert listener.crowd.closed == 5
+        busy[1].write(b"23")
+        head[1].write(b"TP/1.1\r\nHost: x\r\n\r\n")
+        assert (await answer(busy[0]))[0] == (await answer(head[0]))[0] == 200
+        assert listener.read[-2:] == [b"123", b""] or listener.read[-2:] == [b"", b"123"]
+
+
+async def test_when_all_are_at_work_the_newcomer_goes() -> None:
+    async with listening(most=2) as listener:
+        busy = [await listener.open() for _ in range(2)]
+        for _, writer in busy:
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n1")
+        await listener.until(lambda: listener.crowd.open == 2 and not listener.crowd._resting)
+        for _ in range(3):
+            assert await cut((await listener.open())[0])
+        await listener.until(lambda: listener.crowd.open == 2)
+        for reader, writer in busy:
+            writer.write(b"23")
+            assert (await answer(reader))[0] == 200
+        assert listener.read == [b"123"] * 2
+
+
+async def test_what_went_away_by_itself_is_not_counted() -> None:
+    async with listening(most=2) as listener:
+        for _ in range(20):
+            _, writer = await asked(listener)
+            writer.close()
+        await listener.until(lambda: listener.crowd.open == 0)
+        assert not listener.crowd._resting

@@ -191,7 +191,7 @@ async def test_with_postgresql_that_is_stopped_meanwhile(tmp_path: Path, log_for
             await until(ready, 15)
             process.signal()
             assert await process.ended(GRACE_S + LATE_S) == 0
-            assert "request_failed" in process.stderr
+            assert "request_not_served" in process.stderr
             assert leaked(run, process.stderr) == []
 
 

@@ -46,7 +46,7 @@ drills: $(DEV) ## kill, freeze and starve real servers in mid-campaign, on both 
 
 drills-long: $(DEV) ## the same with up to 100,000 devices (hours; reports go into .drills)
 	mkdir -p .drills
-	$(BIN)/python -m tests.drills.kills --kills 50 --devices 20000 --report .drills/kills.md
+	$(BIN)/python -m tests.drills.kills --kills 50 --devices 100000 --report .drills/kills.md
 	$(BIN)/python -m tests.drills --long --report .drills/faults.md
 
 bench: $(DEV) ## compare with the Python peer on this machine (some twelve minutes; ARGS=--quick for two)

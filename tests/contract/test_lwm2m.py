@@ -18,6 +18,7 @@ from openiodm.campaigns.model import CampaignKind, Clocks, NewCampaign, Policy, 
 from openiodm.campaigns.reports import Outcome
 from openiodm.campaigns.rollout import What
 from openiodm.campaigns.states import UpgradeState as S
+from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey, NewDevice, NewGroup
 from openiodm.errors import Reason, Refusal
 from openiodm.front import Front
@@ -32,6 +33,7 @@ from openiodm.protocols.pcp.codec import Status
 from openiodm.simulator.coap import Association, Credentials, Network, NoAnswerError, fetch
 from openiodm.simulator.lwm2m import Lwm2mDevice
 from openiodm.simulator.pcp import Stage
+from openiodm.storage.backup.aftermath import settle
 from tests.support.lwm2m import PSK, QUICK, SOFTWARE, Field, build_field, digest, eventually, serving
 from tests.support.server import FIRMWARE, PRODUCT
 
@@ -816,3 +818,33 @@ async def test_a_device_without_a_way_to_be_upgraded_fails_with_the_reason(field
         task = await field.task(device_id, file_id=file_id, software=True)
         (upgrade,) = await field.until(task, S.FAIL)
     assert "neither an instance of object 9 nor object 19" in (upgrade.detail or "")
+
+
+# -- after a restore (D26)
+
+
+@pytest.mark.parametrize("pcp", [False, True])
+async def test_nobody_who_was_upgraded_after_the_backup_is_upgraded_again(
+    database_url: str, tmp_path: Path, pcp: bool
+) -> None:
+    """`settle` is run on a database that stands for the backup's. What the devices tell decides, not what it knows."""
+    async with build_field(database_url, tmp_path) as field:
+        rooms = field.world.rooms
+        ids = await field.register("done", "old")
+        task = await field.task(*ids)
+        async with rooms.database.transaction() as tx:
+            now = rooms.clock.now()
+            await settle(tx, now, Instant(now + 1), "operator:test")
+        done, old = field.device("done", version="V2", pcp=pcp), field.device("old", pcp=pcp)
+        async with field.alive(done, old):
+            await eventually(lambda: _states(field, task, {"done": S.SUCCESS, "old": S.WAIT}))
+            assert done.record.digests == old.record.digests == []
+            await rooms.campaigns.resume(field.world.actor, task, unproven=False)
+            await field.world.run_jobs()
+            await field.until(task, S.SUCCESS)
+        assert (done.record.digests, old.record.digests) == ([], [digest()])
+        await field.check_laws()
+
+
+async def _states(field: Field, task: str, wanted: dict[str, S]) -> bool:
+    return {u.node_id: u.state for u in await field.upgrades(task)} == wanted

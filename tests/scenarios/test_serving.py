@@ -160,11 +160,38 @@ async def test_a_device_port_in_use_is_said_too(tmp_path: Path) -> None:
     assert "secret" not in said
 
 
-async def test_a_database_that_is_not_there_is_said(tmp_path: Path) -> None:
+async def test_a_postgresql_that_is_not_there_is_said_and_another_start_is_worth_while(tmp_path: Path) -> None:
     status, said = await refused(tmp_path, "--database", f"postgresql://nobody@127.0.0.1:{free_port()}/none")
-    assert status == USAGE
+    assert status == 1  # systemd starts it again
     assert "cannot start" in said
     assert "Traceback" not in said
+
+
+async def test_a_database_that_postgresql_does_not_have_is_said(tmp_path: Path) -> None:
+    with postgres_or_skip() as url:
+        status, said = await refused(tmp_path, "--database", url.replace("/postgres?", "/none?"))
+    assert status == USAGE
+    assert 'cannot start: database "none" does not exist' in said
+    assert "Traceback" not in said
+
+
+async def test_workers_serve_when_their_database_has_come(tmp_path: Path) -> None:
+    with restartable_or_skip() as server:
+        await asyncio.to_thread(server.stop)
+        parent = Process(tmp_path, "--workers", "2", database=server.uri)
+        try:
+            await parent.launch()
+            await until(lambda: _times(parent, "worker_ended", 2), 60)
+            await asyncio.to_thread(server.start)
+            await until(lambda: _times(parent, "workers_started", 1), 60)
+            async with httpx.AsyncClient(base_url=parent.url) as http:
+                assert await health(http) == (200, 200)
+        finally:
+            await parent.close()
+
+
+async def _times(parent: Process, event: str, times: int) -> bool:
+    return parent.stderr.count(event) >= times
 
 
 async def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:

@@ -266,8 +266,8 @@ async def test_sqlite_has_one_server_and_two_workers_are_refused_with_the_reason
 
 async def test_what_keeps_one_server_from_starting_keeps_all(database_url: str, tmp_path: Path) -> None:
     two = ("--workers", "2")
-    nowhere = f"postgresql://nobody@127.0.0.1:{free_port()}/none"
-    status, why = await refused(tmp_path, *two, database=nowhere)
+    name = database_url.partition("?")[0].rpartition("/")[2]
+    status, why = await refused(tmp_path, *two, database=database_url.replace(name, "none"))
     assert (status, why.count("cannot start")) == (USAGE, 1)
     async with workers(tmp_path, database_url, 2) as parent:
         for arguments in (two, ()):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openiodm.cli import options, tables
-from openiodm.cli.failure import USAGE, Failure
+from openiodm.cli.failure import REFUSED, USAGE, Failure
 
 if TYPE_CHECKING:
     from openiodm.access.model import Product
@@ -59,7 +59,25 @@ def database_errors() -> tuple[type[Exception], ...]:
 
     import asyncpg
 
-    return (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError)
+    from openiodm.errors import Unavailable
+
+    return (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, Unavailable)
+
+
+def _is_away(error: Exception, settings: "Settings") -> bool:
+    """Is it a PostgreSQL that is not there yet, and not a wrong setting? Then another start is worth while."""
+    import asyncpg
+
+    from openiodm.errors import Unavailable
+
+    away = (
+        OSError,
+        Unavailable,
+        asyncpg.PostgresConnectionError,
+        asyncpg.CannotConnectNowError,
+        asyncpg.TooManyConnectionsError,
+    )
+    return isinstance(error, away) and not settings.database_url.startswith("sqlite")
 
 
 def serve(
@@ -160,7 +178,8 @@ def _run(settings: "Settings", product: "Product | None", worker: "Worker", serv
     except database_errors() as error:
         if begun:  # then it is no wrong setting
             raise
-        raise Failure(f"cannot start: {error}", USAGE) from error
+        away = _is_away(error, settings)
+        raise Failure(f"cannot start: {error}", REFUSED if away else USAGE) from error
 
 
 def _traces() -> "Traces":

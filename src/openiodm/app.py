@@ -4,7 +4,7 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from openiodm.campaigns.rollout import Expiry, What
 from openiodm.clock import SECOND, Millis
 from openiodm.devices.model import DeviceKey
 from openiodm.devices.told import Description
+from openiodm.errors import Unavailable
 from openiodm.front import Front
 from openiodm.http.connections import Crowd
 from openiodm.listeners import Address, Listener, address_of, bound, crowd, listener, listening, renew
@@ -279,18 +280,32 @@ async def end_abandoned(rooms: Rooms) -> None:
 
 
 async def clean_up(rooms: Rooms) -> None:
-    """What is over, or was deleted long ago, goes."""
-    await rooms.access.remove_expired_tokens()
-    await rooms.access.forget_old_logins()
-    await rooms.audit.forget_old()
+    """What is over, or was deleted long ago, goes. A step that fails, time after time perhaps, keeps no other back."""
+    steps: dict[str, Callable[[], Awaitable[object]]] = {
+        "tokens": rooms.access.remove_expired_tokens,
+        "logins": rooms.access.forget_old_logins,
+        "audit": rooms.audit.forget_old,
+        "devices": lambda: _delete_unactivated(rooms),
+        "groups": rooms.groups.sweep_deleted,
+        "packages": rooms.packages.collect,
+        "keys": rooms.campaigns.forget_keys,
+        "subscriptions": lambda: rooms.subscriptions.sweep(rooms.settings.notice_keep_days),
+        "changes": lambda: _trim_log(rooms),
+    }
+    for name, step in steps.items():
+        try:
+            await step()
+        except Unavailable as error:  # then all of them fail
+            log.warning("clean_up_put_off", step=name, error=str(error))
+            break
+        except Exception:
+            log.exception("clean_up_failed", step=name)
+    _tell_refused(rooms)
+
+
+async def _delete_unactivated(rooms: Rooms) -> None:
     await rooms.last_seen.flush()  # or a device that came at the last moment would be deleted
     await rooms.devices.delete_unactivated(DeviceStore(rooms.database))
-    await rooms.groups.sweep_deleted()
-    await rooms.packages.collect()
-    await rooms.campaigns.forget_keys()
-    await rooms.subscriptions.sweep(rooms.settings.notice_keep_days)
-    await _trim_log(rooms)
-    _tell_refused(rooms)
 
 
 def _tell_refused(rooms: Rooms) -> None:

@@ -3,7 +3,9 @@
 INFO: what an operator wants to see; WARNING: a peer misbehaves; ERROR: we do.
 """
 
+import io
 import logging
+import re
 import sys
 from collections.abc import MutableMapping
 from typing import Any, TextIO
@@ -54,6 +56,28 @@ class LossyStream:
         """Nothing is kept back."""
 
 
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def visible(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Control characters as escapes: what a caller sent must not steer the terminal that shows the log."""
+    for key, value in event.items():
+        if isinstance(value, str) and _CONTROLS.search(value):
+            event[key] = _escaped(value)
+    return event
+
+
+def _escaped(text: str) -> str:
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _plain_traceback(stream: TextIO, exc_info: Any) -> None:
+    """As structlog's own. An exception's text may hold what a caller sent."""
+    held = io.StringIO()
+    structlog.dev.plain_traceback(held, exc_info)
+    stream.write(_escaped(held.getvalue()))
+
+
 def configure(level: str, log_format: str) -> None:
     """Sets up structlog, and the standard library's logging (uvicorn, asyncio) to go the same way, to stderr."""
     shared: list[Any] = [
@@ -65,8 +89,8 @@ def configure(level: str, log_format: str) -> None:
     if log_format == "json":
         renderer: list[Any] = [_traces, structlog.processors.JSONRenderer()]
     else:
-        plain = structlog.dev.plain_traceback
-        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+        console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_plain_traceback)
+        renderer = [visible, console]
     stderr: Any = LossyStream(sys.stderr)
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from openiodm.protocols.port import File
 from openiodm.protocols.ranges import Plan, Span
 from openiodm.scheduler.model import Done, Job, Progress
 from openiodm.scheduler.runner import Scheduler
+from openiodm.storage import sqlite
+from openiodm.storage.blobs import FileStore
 from openiodm.storage.engine import Database, Unreachable
 from openiodm.storage.postgres import PostgresDatabase
 from openiodm.storage.sqlite import SqliteDatabase
@@ -170,6 +172,48 @@ async def test_an_unreachable_database_fails_a_batch_at_once(core: Core, monkeyp
     assert opened <= 2, "not one attempt per waiting device"
     monkeypatch.setattr(core.database, "transaction", whole)
     await core.contact(1)
+
+
+async def test_a_sqlite_file_that_another_process_keeps_locked_fails_a_batch_at_once(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(core.database, SqliteDatabase):
+        pytest.skip("a SQLite file has one lock")
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 100)
+    file = core.database._write.execute("PRAGMA database_list").fetchone()[2]
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    opened = 0
+    whole = core.database.transaction
+
+    def counted() -> Any:
+        nonlocal opened
+        opened += 1
+        return whole()
+
+    monkeypatch.setattr(core.database, "transaction", counted)
+    answers = await asyncio.gather(*(core.contact(1) for _ in range(100)), return_exceptions=True)
+    assert {type(a) for a in answers} == {Unavailable}
+    assert opened <= 2, "not one wait per waiting device"
+    other.close()
+    await core.contact(1)
+
+
+def test_files_that_another_process_removes_meanwhile_are_no_reason_not_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FileStore(tmp_path)
+    store.incoming.mkdir(parents=True)
+    for name in ("a", "b"):
+        (store.incoming / name).touch()
+    listed = Path.iterdir
+
+    def stale(path: Path) -> Iterator[Path]:
+        yield path / "gone"
+        yield from listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", stale)
+    assert store._sweep() == 2
 
 
 # -- jobs

@@ -6,6 +6,7 @@ Jobs have their own test (`test_jobs.py`); real processes are frozen by the dril
 
 import asyncio
 import contextlib
+import socket
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from openiodm.notifications.delivery import LEASE, Deliverer
 from openiodm.notifications.model import DeliveryRules, NoticeKey, NotifyType
 from openiodm.notifications.ports import Pending
 from openiodm.storage import postgres
-from openiodm.storage.engine import Tx, Unreachable
+from openiodm.storage.engine import Reader, Unreachable
 from openiodm.storage.open import open_database
 from openiodm.storage.outbox import OutboxReads
+from openiodm.storage.postgres import PostgresDatabase
 from tests.conftest import ManualClock
 from tests.support.server import World, build_world
 
@@ -272,7 +274,37 @@ async def test_a_session_that_was_ended_while_its_socket_stays_open_is_unreachab
             await way.ended()
 
 
-async def own(tx: Tx) -> int:
+@postgresql
+async def test_a_host_that_goes_away_without_a_word_is_noticed_by_the_kernel(database_url: str) -> None:
+    """Over TCP; the sockets of the tests' own PostgreSQL are files."""
+    there = database_url.partition("?host=")[2]
+    way = Lingering(there)
+    async with await asyncio.start_server(way.serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        database = await open_database(database_url.replace("@/", f"@127.0.0.1:{port}/").partition("?")[0])
+        assert isinstance(database, PostgresDatabase)
+        async with database._pool.acquire() as connection:
+            options = connection._transport.get_extra_info("socket").getsockopt
+            assert options(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            kept = {option: options(socket.IPPROTO_TCP, option) for option in postgres.KEEP_ALIVE}
+        assert kept == postgres.KEEP_ALIVE
+        await database.close()
+        await way.ended()
+
+
+@postgresql
+async def test_a_view_whose_session_is_ended_is_unreachable(told: Told) -> None:
+    database = told.world.rooms.database
+    with pytest.raises(Unreachable):
+        async with database.snapshot() as view:
+            assert await database.fetchval("SELECT pg_terminate_backend($1, 60000)", await own(view))
+            await view.fetchval("SELECT 1")
+    with pytest.raises(ConnectionError):  # what else is done meanwhile keeps its own errors
+        async with database.snapshot():
+            raise ConnectionError
+
+
+async def own(tx: Reader) -> int:
     return int(await tx.fetchval("SELECT pg_backend_pid()"))
 
 

@@ -173,6 +173,26 @@ async def test_however_many_ask_whether_the_server_is_ready_one_look_is_under_wa
         assert world.rooms.writer.items == before + 2  # and the next one looks anew
 
 
+async def test_a_step_of_the_clean_up_that_fails_keeps_no_other_back(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with build() as world:
+        steps: list[str] = []
+
+        async def fails() -> None:
+            raise OSError("a disk that cannot be written")
+
+        async def runs(_keep_days: int) -> None:
+            steps.append("subscriptions")
+
+        monkeypatch.setattr(world.rooms.packages, "collect", fails)
+        monkeypatch.setattr(world.rooms.subscriptions, "sweep", runs)
+        with structlog.testing.capture_logs() as logs:
+            await clean_up(world.rooms)
+        assert [(line["event"], line["step"]) for line in logs] == [("clean_up_failed", "packages")]
+        assert steps == ["subscriptions"]
+
+
 async def test_without_limits_nobody_is_refused(build: Build) -> None:
     off = {"address_requests_per_minute": 0, "device_requests_per_minute": 0, "credential_failures_per_minute": 0}
     async with build(**off) as world:

@@ -43,6 +43,27 @@ def test_a_log_that_cannot_be_written_stops_nobody() -> None:
     assert done.stdout == "went on\n"
 
 
+HOSTILE = "\x1b[31mred\x1b]0;title\x07\x9b31m\u2028end"
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        'log.warning("refused", app_id=hostile, many=[hostile])',
+        "log.warning(hostile)",
+        'logging.getLogger("uvicorn").error("from %s", hostile)',
+        'try:\n    raise ValueError(hostile)\nexcept ValueError:\n    log.exception("failed")',
+    ],
+)
+def test_what_a_caller_sent_does_not_steer_the_terminal(log_format: str, call: str) -> None:
+    code = SET_UP.format(level="info", log_format=log_format) + f"hostile = {HOSTILE!a}\n{call}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    said = done.stderr.decode()
+    assert "end" in said
+    assert not set("\x1b\x07\x9b\u2028") & set(said)
+
+
 def test_what_was_lost_is_counted_when_there_is_room_again() -> None:
     class Disk(io.StringIO):
         full = True

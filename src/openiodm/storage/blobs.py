@@ -95,10 +95,13 @@ class FileStore:
         self.incoming.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
         removed = 0
         for path in self.incoming.iterdir():
-            fd = os.open(path, os.O_RDWR)
+            try:
+                fd = os.open(path, os.O_RDWR)
+            except FileNotFoundError:  # another process of ours was quicker, or its upload has just ended
+                continue
             try:
                 if _locked(fd, fcntl.LOCK_EX):
-                    path.unlink()
+                    path.unlink(missing_ok=True)
                     removed += 1
             finally:
                 os.close(fd)

@@ -129,7 +129,11 @@ class Database(Reader, Protocol):
         ...
 
     def snapshot(self) -> AbstractAsyncContextManager[Reader]:
-        """One consistent view on a connection of its own, for recounts and exports; may run long."""
+        """One consistent view on a connection of its own, for recounts and exports; may run long.
+
+        Raises:
+            Unreachable: the connection is gone.
+        """
         ...
 
     def moment(self) -> AbstractAsyncContextManager[Reader]:

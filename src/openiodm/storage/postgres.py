@@ -1,6 +1,7 @@
 """PostgreSQL through asyncpg: a pool for reads, one connection for the writer's transactions."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
@@ -34,6 +35,15 @@ SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE datname = current_database() AND usename = current_user AND application_name = 'openiodm'
 AND state = 'active' AND wait_event = 'ClientRead' AND query NOT ILIKE 'copy%'
 AND state_change < clock_timestamp() - CAST($1 AS bigint) * interval '1 millisecond'
+"""
+KEEP_ALIVE = {
+    socket.TCP_KEEPIDLE: 10,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+    socket.TCP_USER_TIMEOUT: 20_000,
+}
+"""In seconds, seconds, times and milliseconds: when a host that went away without a word is gone for us, too. By itself
+the kernel waits for a quarter of an hour, and with it the writer. A host that is only slow answers it all.
 """
 WRITE_CONNECTIONS = 2  # the writer's, and one for administration beside it
 REPLAN_S = 5.0
@@ -118,6 +128,15 @@ class _Session(asyncpg.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._planned_at = asyncio.get_running_loop().time()
+        self._watch()
+
+    def _watch(self) -> None:
+        sock = self._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        if sock is None or sock.family == socket.AF_UNIX:
+            return
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEP_ALIVE.items():
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
     async def plan_anew(self, after_s: float) -> None:
         """Unless that was done in the last `after_s` seconds."""
@@ -292,20 +311,23 @@ class PostgresDatabase:
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Reader]:
         """See `Database`."""
-        async with (
-            self._pool.acquire() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
-            yield _Statements(connection)
+        try:
+            connection = await self._pool.acquire()
+        except (OSError, *_LOST) as error:
+            raise Unreachable(str(error) or type(error).__name__) from error
+        try:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                yield _Statements(connection)
+        except _LOST as error:  # no other OSError: much else may be done meanwhile
+            raise Unreachable(str(error) or type(error).__name__) from error
+        finally:
+            await self._pool.release(connection)
 
     @asynccontextmanager
     async def moment(self) -> AsyncIterator[Reader]:
         """See `Database`."""
-        try:
-            async with self.snapshot() as view:
-                yield view
-        except (OSError, *_LOST) as error:
-            raise Unreachable(str(error) or type(error).__name__) from error
+        async with self.snapshot() as view:
+            yield view
 
     async def now(self) -> int | None:
         """The server's wall clock: several of our processes may share the database, not their clocks."""

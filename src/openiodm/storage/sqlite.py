@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from openiodm.storage.engine import InsertMany, Reader, Row, Tx, UniqueViolation, Unwritable, UpdateMany
+from openiodm.storage.engine import InsertMany, Reader, Row, Tx, UniqueViolation, Unreachable, Unwritable, UpdateMany
 
 CACHED_STATEMENTS = 512
 PAGE_CACHE_KIB = 16 * 1024
@@ -211,6 +211,8 @@ class SqliteDatabase:
                 self._rollback()
                 if error.sqlite_errorcode & 0xFF in _UNWRITABLE:
                     raise Unwritable(str(error)) from error
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                    raise Unreachable("another process keeps the database file locked") from error
                 raise
             except BaseException:
                 self._rollback()

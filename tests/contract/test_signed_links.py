@@ -87,7 +87,12 @@ async def test_a_device_is_told_where_the_cdn_has_the_bytes(world: World) -> Non
     assert LIFE_S < seconds <= 2 * LIFE_S
     part = await world.http.get(path, headers={"Range": "bytes=5-9", "If-Range": answer.headers["etag"]})
     assert (part.status_code, part.content) == (206, FIRMWARE[5:10])
-    assert (await world.http.get(path, headers={"If-None-Match": answer.headers["etag"]})).status_code == 304
+    assert part.headers["cache-control"] == answer.headers["cache-control"]
+    same = await world.http.get(path, headers={"If-None-Match": answer.headers["etag"]})
+    assert (same.status_code, same.headers["cache-control"]) == (304, answer.headers["cache-control"])
+    for condition, status in (({"If-Match": '"x"'}, 412), ({"Range": "bytes=9999999-"}, 416)):
+        refused = await world.http.get(path, headers=condition)  # a copy of this would be everybody's
+        assert (refused.status_code, refused.headers["cache-control"]) == (status, "no-store")
     assert (await world.http.head(path)).headers["content-length"] == str(len(FIRMWARE))
     assert (await world.http.post(path)).status_code == 405
     for wrong in (path + "0", path.replace("image", "other"), path.partition("?")[0], f"/cdn/{SHA256}", "/cdn/"):

@@ -111,9 +111,11 @@ class SignedSite:
         async def still_allowed() -> bool:
             return self._clock.now() < until
 
+        # What the conditions of one request made of it (412, 416) is no answer to the next.
+        lasts = plan.status in (200, 206, 304)
         about = {
             "Content-Disposition": ranges.content_disposition(name),
-            "Cache-Control": f"public, max-age={left}, immutable",
+            "Cache-Control": f"public, max-age={left}, immutable" if lasts else "no-store",
         }
         asked = Asked(scope["method"], headers, peer_of(scope) in self._trusted_proxies, receive, send)
         await self._downloads.send(asked, sha256, plan, about, still_allowed)

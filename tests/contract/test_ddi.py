@@ -71,6 +71,32 @@ async def test_the_tenant_is_default_in_any_case_or_the_application_of_the_token
         assert answer.status_code == status, tenant
 
 
+async def test_links_have_the_default_tenant_as_hawkbit_writes_it_and_an_application_as_it_was_asked(
+    world: World,
+) -> None:
+    """Zephyr before 4.1 asks for `default`, and takes a download's link with `/DEFAULT/controller/v1` in it alone."""
+    (device,) = await world.register("dev1")
+    await world.create_task([device])
+    for asked, written in (("default", "DEFAULT"), ("Default", "DEFAULT"), ("%64efault", "DEFAULT")):
+        assert await _tenants(world, asked) == {f"/{written}/controller/v1/dev1/"}
+    for own in (world.app_id, world.app_id.upper()):
+        assert await _tenants(world, own) == {f"/{own}/controller/v1/dev1/"}
+
+
+async def _tenants(world: World, tenant: str) -> set[str]:
+    """What the paths of all links begin with that a device is told who asks for that tenant."""
+    poll = await world.http.get(world.ddi("dev1", tenant=tenant), headers=world.gateway)
+    deployment = await world.http.get(world.ddi("dev1", "/deploymentBase/1", tenant=tenant), headers=world.gateway)
+    (chunk,) = deployment.json()["deployment"]["chunks"]
+    links = [*poll.json()["_links"].values(), *chunk["artifacts"][0]["_links"].values()]
+    assert len(links) == 4
+    for link in links:
+        if "deploymentBase" in link["href"] or "artifacts" in link["href"]:
+            assert (await world.http.get(link["href"], headers=world.gateway)).status_code == 200
+    paths = [link["href"].removeprefix(BASE) for link in links]
+    return {path[: path.index("/dev1/") + len("/dev1/")] for path in paths}
+
+
 @pytest.mark.parametrize(
     "authorization", [None, "GatewayToken wrong", "TargetToken wrong", "Bearer x", "GatewayToken", ""]
 )

@@ -39,8 +39,9 @@ log = structlog.get_logger(__name__)
 
 AUTHORITY = re.compile(r"x-authority(-[0-9]{1,2})?")
 MAX_AUTHORITIES = 10  # of one request
+SCHEMES = ("http", "https")
 CREDENTIALS = {"gatewaytoken": Credential.GATEWAY, "targettoken": Credential.TARGET}
-DEFAULT_TENANT = "default"  # agents send it in any case; then the token alone decides the application
+DEFAULT_TENANT = "DEFAULT"  # agents send it in any case; then the token alone decides the application
 NO_TEXT = "\ufffd"  # what percent-encoded bytes that are no UTF-8 are read as: one id for many devices
 MAX_CONTROLLER_ID = 256  # characters, as the contract's nodeId
 
@@ -111,6 +112,10 @@ class _Answer(Exception):
         self.code = code
         self.message = message
         self.retry_after_s = retry_after_s
+
+
+def _is_default(tenant: str) -> bool:
+    return tenant.upper() == DEFAULT_TENANT
 
 
 def _not_found(message: str) -> _Answer:
@@ -191,8 +196,10 @@ class DdiServer:
         if len(parts) < 5:  # a slash of the API came as %2F: this is no path of it
             parts += [NO_TEXT] * (6 - len(parts))
         tenant, node_id = parts[1], parts[4]
+        at = raw.decode("latin-1").split("/")[:5]
+        if _is_default(tenant):
+            at[1] = DEFAULT_TENANT  # as hawkBit: older Zephyrs ask for `default`, and take links with `DEFAULT` alone
         url = self._url(scope, headers)
-        at = "/".join(raw.decode("latin-1").split("/")[:5])
         return _Request(
             method=scope["method"],
             path=tuple(parts[5:]),
@@ -200,7 +207,7 @@ class DdiServer:
             node_id=node_id,
             headers=headers,
             query=scope["query_string"].decode("latin-1"),
-            base=Base(url + at, url.startswith("https:")),
+            base=Base(url + "/".join(at), url.startswith("https:")),
             address=client_address(scope, self._trusted_proxies),
             proxied=peer_of(scope) in self._trusted_proxies,
             receive=receive,
@@ -257,7 +264,9 @@ class DdiServer:
     async def _authenticate(self, request: _Request, shown: Sequence[tuple[Credential, str]]) -> Contacted | None:
         for credential, token_hash in shown:
             contacted = await self._directory.contact(credential, token_hash, request.node_id)
-            if contacted is not None and request.tenant.lower() in (DEFAULT_TENANT, contacted.app_id.lower()):
+            if contacted is not None and (
+                _is_default(request.tenant) or request.tenant.lower() == contacted.app_id.lower()
+            ):
                 return contacted
         return None
 

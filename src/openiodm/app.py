@@ -22,6 +22,7 @@ from openiodm.devices.model import DeviceKey
 from openiodm.devices.told import Description
 from openiodm.errors import Unavailable
 from openiodm.front import Front
+from openiodm.http.clients import trusted
 from openiodm.http.connections import Crowd
 from openiodm.listeners import Address, Listener, address_of, bound, crowd, listener, listening, renew
 from openiodm.listeners import StartError as StartError  # what `running` raises
@@ -153,7 +154,7 @@ def lwm2m_service(rooms: Rooms) -> Lwm2mService | None:
         Listen(plain, secure, settings.coap_url, settings.coaps_url, settings.device_url),
         rooms.limit,
         awake=Millis(settings.lwm2m_awake_s * SECOND),
-        trusted_proxies=frozenset(settings.trusted_proxies),
+        trusted_proxies=trusted(settings.trusted_proxies),
     )
 
 

@@ -13,7 +13,7 @@ from openiodm.access.model import ApplicationKey, Product
 from openiodm.access.ports import FlowControl
 from openiodm.devices.model import DeviceKey
 from openiodm.errors import Reason, Refusal
-from openiodm.http.clients import client_address
+from openiodm.http.clients import client_address, trusted
 from openiodm.http.routes import Edge, Route, api_router, json_response
 from openiodm.northbound.compat import auth as compat_auth
 from openiodm.northbound.compat import credentials as compat_credentials
@@ -60,7 +60,7 @@ class Front:
         links = _links(rooms.settings)
         self._ddi = _ddi(rooms, links) if devices else None
         self._signed = _signed(rooms, links) if devices and links is not None else None
-        self._trusted_proxies = frozenset(rooms.settings.trusted_proxies)
+        self._trusted_proxies = trusted(rooms.settings.trusted_proxies)
         self._compat = self._native = None
         self._compat_edge = CompatEdge(errors_as_4xx=rooms.settings.group_errors_as_4xx)
         self._native_edge = NativeEdge()
@@ -180,7 +180,7 @@ def _links(settings: Settings) -> SignedLinks | None:
 
 
 def _signed(rooms: Rooms, links: SignedLinks) -> SignedSite:
-    proxies = frozenset(rooms.settings.trusted_proxies)
+    proxies = trusted(rooms.settings.trusted_proxies)
     return SignedSite(links, rooms.files.local, rooms.downloads, rooms.clock, proxies)
 
 
@@ -196,7 +196,7 @@ def _ddi(rooms: Rooms, links: SignedLinks | None) -> DdiServer:
         poll_seconds=settings.poll_interval_s,
         device_url=settings.device_url,
         links=links,
-        trusted_proxies=frozenset(settings.trusted_proxies),
+        trusted_proxies=trusted(settings.trusted_proxies),
     )
 
 

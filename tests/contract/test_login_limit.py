@@ -118,6 +118,13 @@ async def test_an_ipv6_subscriber_is_one_address(make: Make, clock: ManualClock)
     assert await right(limit, "b", "2001:db8:0:2::1")
 
 
+async def test_ipv4_addresses_within_ipv6_are_not_one_subscriber(make: Make, clock: ManualClock) -> None:
+    limit = make(2)
+    answers = [await wrong(limit, f"app{n}", address) for n, address in enumerate([f"::ffff:{AWAY}", AWAY, AWAY])]
+    assert answers[-1] is Reason.THROTTLED
+    assert await right(limit, "b", f"::ffff:{HOME}")
+
+
 async def test_guesses_sent_at_once_are_a_debt_to_be_waited_for(
     make: Make, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

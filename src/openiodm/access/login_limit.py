@@ -118,11 +118,16 @@ class MemoryCounts:
 
 @lru_cache(maxsize=4096)
 def network_of(address: str) -> str:
-    """What an address is counted as: itself, or the network of an IPv6 subscriber. Another text is cut."""
+    """What an address is counted as: itself, or the network of an IPv6 subscriber. Another text is cut.
+
+    An IPv4 address within IPv6 (RFC 4291 section 2.5.5.2) is itself: all of them are one network of that size.
+    """
     try:
         parsed = ip_address(address)
     except ValueError:
         return address[:KEY_CHARS]
     if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
         return str(ip_network((parsed.packed, IPV6_PREFIX), strict=False))
     return str(parsed)

@@ -630,6 +630,22 @@ async def test_behind_a_trusted_tls_proxy_links_are_https_under_both_names(
         assert found.device.address == "10.0.0.9"
 
 
+async def test_of_several_forwarded_names_the_trusted_proxys_own_counts(
+    database_url: str, tmp_path: Path, clock: ManualClock
+) -> None:
+    async with build_world(database_url, tmp_path, clock, trusted_proxies=("127.0.0.1",)) as world:
+
+        async def link(proto: str, host: str) -> str:
+            headers = {**world.gateway, "X-Forwarded-Proto": proto, "X-Forwarded-Host": host}
+            poll = (await world.http.get(world.ddi("dev1"), headers=headers)).json()
+            return str(poll["_links"]["configData"]["href"]).partition("/DEFAULT/")[0]
+
+        assert await link("http, https", "evil.test, ota.test") == "https://ota.test"
+        assert await link("https,", " ,") == BASE
+        assert await link("HTTPS", "ota.test:8443") == "https://ota.test:8443"
+        assert await link("javascript", "ota.test") == "http://ota.test"
+
+
 async def test_a_device_registered_in_secret_mode_polls_with_its_secret(world: World) -> None:
     """Section 5.1: registration in secret mode; the secret is the device's target token."""
     headers = await world.login()

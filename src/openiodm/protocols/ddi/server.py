@@ -23,7 +23,7 @@ from openiodm.campaigns.states import FINAL, UpgradeEvent, UpgradeState
 from openiodm.clock import SECOND, Clock, Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.errors import Reason, Refusal, Unavailable
-from openiodm.http.clients import client_address, peer_of
+from openiodm.http.clients import client_address, last_of, peer_of
 from openiodm.protocols import ranges
 from openiodm.protocols.ddi import answers, codec, session
 from openiodm.protocols.ddi.answers import ErrorCode
@@ -219,8 +219,9 @@ class DdiServer:
             return self._device_url
         scheme, host = scope["scheme"], headers.get("host", "")
         if peer_of(scope) in self._trusted_proxies:
-            scheme = headers.get("x-forwarded-proto", scheme)
-            host = headers.get("x-forwarded-host", host)
+            told = last_of(scope, b"x-forwarded-proto").lower()
+            scheme = told if told in SCHEMES else scheme
+            host = last_of(scope, b"x-forwarded-host") or host
         if not host:
             name, port = scope["server"]
             host = f"{name}:{port}"

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import uvloop
 
@@ -53,8 +54,7 @@ class _Request(asyncio.Protocol):
         self._heard = b""
         self.answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
+    def connection_made(self, transport: Any) -> None:
         transport.write(self._data)
 
     def data_received(self, data: bytes) -> None:
@@ -135,4 +135,4 @@ async def beside(herds: Sequence[Herd]) -> list[Seen]:
 
 if __name__ == "__main__":
     os.nice(NICE)
-    print(json.dumps(asdict(uvloop.run(send(Herd(**json.load(sys.stdin)))))))
+    print(json.dumps(vars(uvloop.run(send(Herd(**json.load(sys.stdin)))))))

@@ -115,7 +115,7 @@ class KeptRegistration:
     """A LwM2M registration as it outlives the process.
 
     `token`, eight bytes in hex, is the device's for good: observations and package URIs carry it. `address` is the
-    socket's, in JSON. `links` are paths, as `3/0`, separated by blanks.
+    socket's, in JSON, or empty when another device speaks from there. `links` are paths, as `3/0`, separated by blanks.
     """
 
     device: DeviceKey
@@ -170,6 +170,10 @@ class Registrations(Protocol):
 
     async def put(self, registration: KeptRegistration) -> KeptRegistration | None:
         """Keeps it in place of an earlier one of the device, whose token stays; None when the device is deleted."""
+        ...
+
+    async def moved(self, device: DeviceKey, location: str, address: str) -> None:
+        """The device is reached at that address now, or nowhere (""); nothing when it has registered anew meanwhile."""
         ...
 
     async def end(self, device: DeviceKey, location: str) -> None:

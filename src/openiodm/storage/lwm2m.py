@@ -61,6 +61,7 @@ ON CONFLICT (device_id) DO UPDATE SET endpoint = excluded.endpoint, location = e
   registered_at = excluded.registered_at, ended_at = NULL
 """
 _PROTOCOL = "UPDATE device SET protocol_type = 'LWM2M' WHERE id = $1 AND coalesce(protocol_type, '') = ''"
+_MOVED = "UPDATE lwm2m_registration SET address = $3 WHERE device_id = $1 AND location = $2"
 _END = "UPDATE lwm2m_registration SET ended_at = $3 WHERE device_id = $1 AND location = $2 AND ended_at IS NULL"
 
 _PACKAGE = """
@@ -143,6 +144,14 @@ class SqlRegistrations:
 
         kept: KeptRegistration | None = await self._writer.run(command)
         return kept
+
+    async def moved(self, device: DeviceKey, location: str, address: str) -> None:
+        """See the port."""
+
+        async def command(work: Work) -> None:
+            await work.tx.execute(_MOVED, device, location, address)
+
+        await self._writer.run(command)
 
     async def end(self, device: DeviceKey, location: str) -> None:
         """See the port."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from openiodm.clock import Instant
@@ -82,6 +83,15 @@ class Client:
         """The end of its registration, unless it is heard of before."""
         return Instant(self.heard_at + self.kept.lifetime_s * 1000)
 
+    def begin_anew(self) -> None:
+        """Nothing that was asked of it, or that it was told, counts any more: it may have got none of it."""
+        self.here = True
+        self.binary = self.links.has(19, 0)
+        self.outbox.clear()
+        self.sequences.clear()
+        if self.exchange is not None:
+            self.exchange.cancel()  # with an association that it may have left
+
 
 class Clients:
     """All of them."""
@@ -114,14 +124,31 @@ class Clients:
         self.speaks_from(client, None, None)
 
     def speaks_from(self, client: Client, peer: Peer | None, carrier: Carrier | None) -> None:
-        """Where it is reached from now on."""
-        if client.peer is not None and client.peer is not peer:
-            self._by_peer.pop(id(client.peer), None)
-            client.peer.busy = False
-        client.peer, client.carrier = peer, carrier
+        """Where it is reached from now on. A peer is one client's, the last one that spoke from there: on plain CoAP a
+        NAT gives the port of a device that rests to its neighbour.
+        """
+        if client.peer is not peer:
+            self._leave(client)
         if peer is not None:
+            holder = self._by_peer.get(id(peer))
+            if holder is not None and holder is not client:
+                self._lose(holder)
             self._by_peer[id(peer)] = client
             client.identity = peer.identity
+        client.peer, client.carrier = peer, carrier
+
+    def _leave(self, client: Client) -> None:
+        if client.peer is not None:
+            del self._by_peer[id(client.peer)]
+            client.peer.busy = False
+        client.peer = client.carrier = None
+
+    def _lose(self, client: Client) -> None:
+        """Another speaks from where it did. What was said there lately was perhaps said to the other, and by it."""
+        self._leave(client)
+        client.kept = replace(client.kept, address="")
+        client.talk = None
+        client.begin_anew()
 
     def of_device(self, device: DeviceKey) -> Client | None:
         """By the row's key."""

@@ -83,17 +83,20 @@ class Lwm2mServer:
 
     async def load(self, peer_at: Callable[[Address], Peer | None] | None, carrier: Carrier | None) -> int:
         """Takes in the registrations of before a restart that have not run out; how many. On plain CoAP they can be
-        spoken to at once, over DTLS when they have shaken hands anew.
+        spoken to at once, over DTLS when they have shaken hands anew. An address is that of the last one heard of.
         """
         at, now = DeviceKey(0), self._clock.now()
         while page := await self._registrations.after(at, REGISTRATION_PAGE):
             for kept in page:
-                client = self._client(kept, kept.last_seen_at or kept.registered_at)
+                client = self._client(kept, _last_contact(kept))
                 if client.expires_at <= now:
                     continue
                 self._clients.put(client)
-                if not kept.secure and peer_at is not None and carrier is not None:
-                    self._clients.speaks_from(client, peer_at(_address_of(kept.address)), carrier)
+                if not kept.secure and kept.address and peer_at is not None and carrier is not None:
+                    peer = peer_at(_address_of(kept.address))
+                    holder = None if peer is None else self._clients.of_peer(peer)
+                    if holder is None or holder.heard_at <= client.heard_at:
+                        self._clients.speaks_from(client, peer, carrier)
             at = page[-1].device
         return len(self._clients)
 
@@ -106,7 +109,7 @@ class Lwm2mServer:
         """The one that the packages of that seed are for; by its row where another server has its registration."""
         client = self._clients.of_seed(seed)
         if client is None and (kept := await self._registrations.of_token(seed.hex())) is not None:
-            client = Client(kept, _links_of(kept.links), kept.last_seen_at or kept.registered_at)
+            client = Client(kept, _links_of(kept.links), _last_contact(kept))
         return client
 
     # -- requests of devices
@@ -162,6 +165,7 @@ class Lwm2mServer:
         said = decode_registration(query, message.payload)
         device = await self._device_of(said.endpoint, peer)
         now = self._clock.now()
+        await self._make_way(device.key, peer)
         kept = await self._registrations.put(self._kept(said, device, peer, now))
         if kept is None:
             raise _Refused(Code.FORBIDDEN, "the device was deleted")
@@ -177,6 +181,13 @@ class Lwm2mServer:
         self._upgrades.contact(client, new=True)
         place = ((Option.LOCATION_PATH, b"rd"), (Option.LOCATION_PATH, kept.location.encode()))
         return Message(Code.CREATED, place)
+
+    async def _make_way(self, device: DeviceKey, peer: Peer) -> None:
+        """Another device that was reached there is not any more; its row says so, for after a restart."""
+        holder = self._clients.of_peer(peer)
+        if holder is not None and holder.device != device:
+            log.info("lwm2m.address_is_anothers", device=holder.kept.device_id, host=peer.address[0])
+            await self._registrations.moved(holder.device, holder.kept.location, "")
 
     def _kept(self, said: Registration, device: EndpointDevice, peer: Peer, now: Instant) -> KeptRegistration:
         return KeptRegistration(
@@ -235,6 +246,7 @@ class Lwm2mServer:
             links=kept.links if said.links is None else _links_text(said.links),
             speaks_pcp=kept.speaks_pcp if said.links is None else speaks_pcp(said.links),
         )
+        await self._make_way(client.device, peer)
         if changed != kept:
             stored = await self._registrations.put(changed)
             if stored is None:
@@ -258,7 +270,7 @@ class Lwm2mServer:
             self._clients.remove(client)
             client = None
         elif kept is not None and client is None:
-            client = self._client(kept, kept.last_seen_at or kept.registered_at)
+            client = self._client(kept, _last_contact(kept))
             if client.expires_at > now:
                 self._clients.put(client)
         if client is None or client.expires_at <= now:
@@ -298,6 +310,8 @@ class Lwm2mServer:
         client = self._clients.of_seed(message.token[:SEED_BYTES])
         if client is None or len(message.token) != SEED_BYTES + 1 or not _is_its_peer(client, peer):
             return False
+        if self._is_anothers(client, peer):
+            return False  # it was asked in the other's name, before it said a word from there
         if not message.is_success:
             return True  # the device ends the observation; it is made anew at the next registration
         kind = message.token[-1]
@@ -306,11 +320,24 @@ class Lwm2mServer:
         self._clients.speaks_from(client, peer, carrier)
         self._heard(client)
         try:
+            await self._note_move(client, peer)
             await self._upgrades.notified(client, kind, message)
         except BaseException:
             client.sequences.pop(kind, None)  # it was not taken, and comes again under the same number
             raise
         return True
+
+    async def _note_move(self, client: Client, peer: Peer) -> None:
+        kept, address = client.kept, _address_text(peer.address)
+        if not kept.secure and kept.address != address:
+            await self._registrations.moved(client.device, kept.location, address)
+            if client.peer is peer:
+                client.kept = replace(client.kept, address=address)
+
+    def _is_anothers(self, client: Client, peer: Peer) -> bool:
+        """Is it another device that was heard of there last?"""
+        holder = self._clients.of_peer(peer)
+        return holder is not None and holder is not client
 
     def _is_news(self, client: Client, kind: int, sequence: int | None) -> bool:
         if sequence is None:
@@ -336,7 +363,7 @@ class Lwm2mServer:
         """
         found = package_of(name)
         client = None if found is None else self._clients.of_seed(found[0])
-        if found is None or client is None or not _may_fetch(client, peer):
+        if found is None or client is None or not self._may_fetch(client, peer):
             return Message(Code.NOT_FOUND)
         fresh = self._clock.now() - client.looked_at < STALE_AFTER
         unfinished = client.unfinished
@@ -345,6 +372,14 @@ class Lwm2mServer:
         if self._files.mapped(unfinished.file.sha256) is None:
             return self._package_after_a_look(client, message, found[1])
         return self._block(client, message, found[1])
+
+    def _may_fetch(self, client: Client, peer: Peer) -> bool:
+        """The name is a secret of the device's, and may be asked for from any socket but another device's; a peer that
+        has shaken hands must be that device besides.
+        """
+        if self._is_anothers(client, peer):
+            return False
+        return peer.identity is None or _is_its_peer(client, peer)
 
     async def _package_after_a_look(self, client: Client, message: Message, action_id: int) -> Message:
         await self._upgrades.look(client)
@@ -380,11 +415,6 @@ class Lwm2mServer:
         return blocks.serve(message, body, bytes.fromhex(file.sha256[:16]))
 
 
-def _may_fetch(client: Client, peer: Peer) -> bool:
-    """The name is a secret of the device's; a peer that has shaken hands must be that device besides."""
-    return peer.identity is None or client.peer is peer or _is_its_peer(client, peer)
-
-
 def _is_its_peer(client: Client, peer: Peer) -> bool:
     """Does the device speak from there? Over DTLS its identity says so; on plain CoAP what it knows (its location, its
     token) must do, and only for a device that did not register over DTLS.
@@ -394,6 +424,11 @@ def _is_its_peer(client: Client, peer: Peer) -> bool:
     if peer.identity is None:
         return not client.kept.secure
     return client.kept.secure and peer.identity in (client.kept.endpoint, client.identity)
+
+
+def _last_contact(kept: KeptRegistration) -> Instant:
+    """Contacts are written in bulk, so the last one may be missing after a kill; a registration's own is not."""
+    return kept.registered_at if kept.last_seen_at is None else max(kept.last_seen_at, kept.registered_at)
 
 
 def _links_text(links: Links) -> str:

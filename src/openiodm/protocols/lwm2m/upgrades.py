@@ -135,14 +135,10 @@ class Upgrades:
 
     def contact(self, client: Client, *, new: bool) -> None:
         """It has registered, or said that it is still there: now it can be spoken to."""
-        client.here = new or bool(client.here)
+        client.here = bool(client.here)
         if new:
             client.describe = client.links.has(3)
-            client.binary = client.links.has(19, 0)
-            client.outbox.clear()
-            client.sequences.clear()
-            if client.exchange is not None:
-                client.exchange.cancel()  # with an association that it may have left
+            client.begin_anew()
         self.poke(client)
 
     async def notified(self, client: Client, kind: int, message: Message) -> None:

@@ -25,11 +25,13 @@ from openiodm.front import Front
 from openiodm.packages.model import FileType
 from openiodm.protocols.coap.codec import Code, Message, Option, Options, decode_block, encode_block, encode_uint
 from openiodm.protocols.lwm2m import upgrades
+from openiodm.protocols.lwm2m.clients import OUTBOX_FRAMES
 from openiodm.protocols.lwm2m.codec import tlv
 from openiodm.protocols.lwm2m.codec.tlv import Kind, Tlv
 from openiodm.protocols.lwm2m.codec.values import ContentFormat
 from openiodm.protocols.lwm2m.session import firmware
-from openiodm.protocols.pcp.codec import Status
+from openiodm.protocols.pcp.codec import AskFragment, Fragment, Status, decode_platform
+from openiodm.protocols.pcp.codec import encode as pcp_encode
 from openiodm.simulator.coap import Association, Credentials, Network, NoAnswerError, fetch
 from openiodm.simulator.lwm2m import Lwm2mDevice
 from openiodm.simulator.pcp import Stage
@@ -315,6 +317,42 @@ async def test_pcp_refusals_and_failures(field: Field) -> None:
         task = await field.task(*ids, file_id=file_id, software=True)
         upgrades = await field.until(task, S.FAIL)
     assert {u.node_id: u.error_code for u in upgrades} == {"n1": "4", "n2": "7", "n3": "10"}
+
+
+class Deaf(Association):
+    """Hears no write to object 19, and asks all the same."""
+
+    def _answer(self, request: Message) -> None:
+        if request.path[:2] != ("19", "1"):
+            super()._answer(request)
+
+
+@sqlite_only
+async def test_what_a_device_does_not_take_is_not_kept_without_bound(field: Field) -> None:
+    file_id = await field.upload(SOFTWARE, FileType.SOFTWARE)
+    (device_id,) = await field.register("n1")
+    tokens: list[bytes] = []
+
+    def answer(request: Message) -> Message:
+        tokens.extend([request.token] if request.path == ("19", "0", "0") else [])
+        return Message(Code.CONTENT, ((Option.OBSERVE, b""),))
+
+    link = Deaf(field.address, answer, QUICK, Random(1))
+    await link.open()
+    options = ((Option.URI_PATH, b"rd"), (Option.URI_QUERY, b"ep=n1"))
+    assert (await link.request(Code.POST, options, b"</19/0>,</19/1>")).code == Code.CREATED
+    await eventually(lambda: tokens)
+    task = await field.task(device_id, file_id=file_id, software=True)
+    await field.until(task, S.OFFERED)
+    for number in range(1, 101):
+        form = (Option.CONTENT_FORMAT, encode_uint(ContentFormat.OPAQUE))
+        frame = pcp_encode(AskFragment("V2", number))
+        await link.notify(tokens[0], ((Option.OBSERVE, encode_uint(number)), form), frame)
+    (client,) = field.service.clients
+    asked_last = [decode_platform(frame) for frame in client.outbox]
+    numbers = [frame.number for frame in asked_last if isinstance(frame, Fragment)]
+    assert numbers == list(range(101 - OUTBOX_FRAMES, 101))
+    link.close()
 
 
 async def test_a_package_that_pcp_cannot_carry_is_refused_where_a_target_speaks_it(field: Field) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -16,6 +16,8 @@ from openiodm.protocols.port import KeptRegistration, Unfinished
 
 SEED_BYTES: Final = 7
 """Random bytes that are a device's for good; with one more for the path they are its observations' tokens."""
+OUTBOX_FRAMES: Final = 32
+"""Most PCP frames that wait for a device: what was dropped it asks for again, by its own timer."""
 
 
 class Client:
@@ -60,7 +62,7 @@ class Client:
         self.unfinished: Unfinished | None = None
         self.looked_at = Instant(0)  # when that was read
         self.talk: Talk | None = None
-        self.outbox: deque[bytes] = deque()  # PCP frames to be sent
+        self.outbox: deque[bytes] = deque(maxlen=OUTBOX_FRAMES)  # PCP frames to be sent
         self.sequences: dict[int, tuple[int, Instant]] = {}
         self.lock = asyncio.Lock()
         self.task: asyncio.Task[None] | None = None
@@ -82,6 +84,14 @@ class Client:
     def expires_at(self) -> Instant:
         """The end of its registration, unless it is heard of before."""
         return Instant(self.heard_at + self.kept.lifetime_s * 1000)
+
+    def say(self, frames: Iterable[bytes]) -> None:
+        """PCP frames to be sent. One that waits already is the answer to a repeated request, too; when there are too
+        many, the oldest goes.
+        """
+        for frame in frames:
+            if frame not in self.outbox:
+                self.outbox.append(frame)
 
     def begin_anew(self) -> None:
         """Nothing that was asked of it, or that it was told, counts any more: it may have got none of it."""

@@ -182,7 +182,7 @@ class Upgrades:
             asked, frames = pcp.answer(s, asked, said, package, self._clock.now(), ended=ended)
             if isinstance(talk, PcpTalk):
                 talk.asked = asked
-            client.outbox.extend(pcp_codec.encode(frame) for frame in frames)
+            client.say(pcp_codec.encode(frame) for frame in frames)
 
     async def _pcp_package(self, client: Client) -> pcp.Package | None:
         assert client.unfinished is not None
@@ -334,7 +334,7 @@ class Upgrades:
         if isinstance(talk, PcpTalk):
             new, client.here = bool(client.here), None
             frames = talk.contact(s, self._clock.now(), new=new)
-            client.outbox.extend(frames)
+            client.say(frames)
             return bool(frames)
         if isinstance(talk, NoTalk):
             return False

@@ -6,7 +6,7 @@ from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.protocols.coap.carrier import Address
 from openiodm.protocols.coap.codec import Code, Message
-from openiodm.protocols.lwm2m.clients import Client, Clients
+from openiodm.protocols.lwm2m.clients import OUTBOX_FRAMES, Client, Clients
 from openiodm.protocols.lwm2m.codec.registration import Links
 from openiodm.protocols.port import KeptRegistration
 
@@ -90,3 +90,17 @@ async def test_what_was_under_way_to_who_lost_it_ends() -> None:
     clients.speaks_from(second, peer, CARRIER)
     assert exchange.cancelled()
     assert (list(first.outbox), first.talk, first.here, first.binary) == ([], None, True, True)
+
+
+def test_frames_that_are_not_taken_make_room_for_later_ones() -> None:
+    waiting = client(1)
+    for number in range(OUTBOX_FRAMES * 3):
+        waiting.say([number.to_bytes(2)])
+    assert [int.from_bytes(frame) for frame in waiting.outbox] == list(range(OUTBOX_FRAMES * 2, OUTBOX_FRAMES * 3))
+
+
+def test_a_frame_that_waits_is_the_answer_to_a_repetition_too() -> None:
+    waiting = client(1)
+    waiting.say([b"1", b"2"])
+    waiting.say([b"1", b"3"])
+    assert list(waiting.outbox) == [b"1", b"2", b"3"]

@@ -382,7 +382,9 @@ async def test_a_package_that_pcp_cannot_carry_is_refused_where_a_target_speaks_
 class SoftwareDevice:
     """Instance 9/0 of object 9, in a few words: installs what it gets, and tells version `V2` from then on."""
 
-    def __init__(self, field: Field, *, takes_uri: bool, fails: bool = False, name: str = "n1") -> None:
+    def __init__(
+        self, field: Field, *, takes_uri: bool, fails: bool = False, stateless: bool = False, name: str = "n1"
+    ) -> None:
         credentials = Credentials(field.connector, name, bytes.fromhex(PSK)) if field.secure else None
         self._name = name
         self.link = Association(field.address, self.answer, QUICK, Random(1), credentials)
@@ -392,6 +394,7 @@ class SoftwareDevice:
         self.asked: list[str] = []
         self._takes_uri = takes_uri
         self._fails = fails
+        self._stateless = stateless
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def register(self) -> None:
@@ -448,6 +451,8 @@ class SoftwareDevice:
         self.body += request.payload
         if not told.more:
             self.soon(self.enter(3))
+        if self._stateless:  # RFC 7959 section 3.2, figure 8
+            return Message(Code.CHANGED, ((Option.BLOCK1, encode_block(told._replace(more=False))),))
         return Message(Code.CONTINUE if told.more else Code.CHANGED, ((Option.BLOCK1, encode_block(told)),))
 
     async def install(self) -> None:
@@ -458,12 +463,12 @@ class SoftwareDevice:
         await self.enter(4)
 
 
-@pytest.mark.parametrize("takes_uri", [True, False])
+@pytest.mark.parametrize(("takes_uri", "stateless"), [(True, False), (False, False), (False, True)])
 @sqlite_only
-async def test_software_by_object_9(either: Field, takes_uri: bool) -> None:
+async def test_software_by_object_9(either: Field, takes_uri: bool, stateless: bool) -> None:
     file_id = await either.upload(SOFTWARE, FileType.SOFTWARE)
     (device_id,) = await either.register("n1")
-    device = SoftwareDevice(either, takes_uri=takes_uri)
+    device = SoftwareDevice(either, takes_uri=takes_uri, stateless=stateless)
     await device.register()
     task = await either.task(device_id, file_id=file_id, software=True)
     await either.until(task, S.SUCCESS)

@@ -143,21 +143,23 @@ class Sender:
     def answered(self, answer: Message) -> bool:
         """Takes the answer to a block; True when another one is to be sent, False when the answer is the last word.
 
-        A smaller size in the answer is taken over (section 2.3); to 4.13 before any block was taken, when the answer
-        names a smaller size, the first block is sent again in that size (section 2.9.3).
+        A success that names the block counts as 2.31, also as 2.04 without the M bit: so answers who acts on each block
+        by itself (section 3.2, figure 8). One without Block1 is about the whole. A smaller size in the answer is taken
+        over (section 2.3); to 4.13 before any block was taken, when the answer names a smaller size, the first block is
+        sent again in that size (section 2.9.3).
 
         Raises:
             CoapFormatError: the answer's Block1 is none.
-            TransferError: 2.31 with a block that was not sent.
+            TransferError: a success with a block that was not sent, or 2.31 to the last one.
         """
         told = block_of(answer, Option.BLOCK1)
         if answer.code == Code.REQUEST_ENTITY_TOO_LARGE and not self.sent and told is not None and told.szx < self._szx:
             self._szx = told.szx
             return True
-        end = min(self.sent + (16 << self._szx), len(self._body))
         if not answer.is_success:
             return False
-        if answer.code != Code.CONTINUE:
+        end = min(self.sent + (16 << self._szx), len(self._body))
+        if answer.code != Code.CONTINUE and (told is None or end >= len(self._body)):
             self.sent = len(self._body)
             return False
         if told is None or told.num != self.sent >> self._szx + 4 or end >= len(self._body):

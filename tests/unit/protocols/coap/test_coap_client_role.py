@@ -380,6 +380,42 @@ async def test_rfc_7959_figure_7_a_body_goes_up_in_blocks(
     assert told == [128, 256, 259]
 
 
+@pytest.mark.parametrize("more", [False, True])
+async def test_rfc_7959_figure_8_a_peer_that_acts_on_each_block_by_itself_gets_them_all(
+    network: Network, server: Endpoint, device: Device, peer: Peer, more: bool
+) -> None:
+    """As Contiki's LwM2M engine does with a package: 2.04 to each block. Some leave the M bit in."""
+    body = bytes(range(256)) + b"end"
+    replies: list[tuple[Code, Block | None]] = [
+        (Code.CHANGED, Block(0, more, 3)),
+        (Code.CHANGED, Block(1, more, 3)),
+        (Code.CHANGED, Block(2, False, 3)),
+    ]
+    last, seen, told = await upload(network, server, device, peer, body, replies)
+    assert last.code == Code.CHANGED
+    assert b"".join(payload for _, payload in seen) == body
+    assert told == [128, 256, 259]
+
+
+async def test_rfc_7959_figure_8_with_smaller_blocks(
+    network: Network, server: Endpoint, device: Device, peer: Peer
+) -> None:
+    replies: list[tuple[Code, Block | None]] = [
+        (Code.CHANGED, Block(0, False, 1)),
+        (Code.CHANGED, Block(4, False, 1)),
+        (Code.CHANGED, Block(5, False, 1)),
+    ]
+    _, seen, _ = await upload(network, server, device, peer, b"x" * 190, replies)
+    assert [block for block, _ in seen] == [Block(0, True, 3), Block(4, True, 1), Block(5, False, 1)]
+
+
+async def test_a_success_without_a_block_is_the_last_word(
+    network: Network, server: Endpoint, device: Device, peer: Peer
+) -> None:
+    last, seen, told = await upload(network, server, device, peer, b"x" * 300, [(Code.CHANGED, None)])
+    assert (last.code, len(seen), told) == (Code.CHANGED, 1, [300])
+
+
 async def test_rfc_7959_figure_9_the_peer_wants_smaller_blocks(
     network: Network, server: Endpoint, device: Device, peer: Peer
 ) -> None:
@@ -415,12 +451,15 @@ async def test_a_refused_block_is_the_answer(
     assert (last.code, len(seen), told) == (code, 1, [])
 
 
-@pytest.mark.parametrize("block", [None, Block(1, True, 3)])
-async def test_continue_for_another_block_is_broken(
-    network: Network, server: Endpoint, device: Device, peer: Peer, block: Block | None
+@pytest.mark.parametrize(
+    ("code", "block"),
+    [(Code.CONTINUE, None), (Code.CONTINUE, Block(1, True, 3)), (Code.CHANGED, Block(1, False, 3))],
+)
+async def test_a_success_for_another_block_is_broken(
+    network: Network, server: Endpoint, device: Device, peer: Peer, code: Code, block: Block | None
 ) -> None:
     with pytest.raises(carrier.TransferBroken):
-        await upload(network, server, device, peer, b"x" * 300, [(Code.CONTINUE, block)])
+        await upload(network, server, device, peer, b"x" * 300, [(code, block)])
 
 
 async def test_what_progress_raises_ends_the_upload(

@@ -36,7 +36,7 @@ from openiodm.simulator.coap import Association, Credentials, Network, NoAnswerE
 from openiodm.simulator.lwm2m import Lwm2mDevice
 from openiodm.simulator.pcp import Stage
 from openiodm.storage.backup.aftermath import settle
-from tests.support.lwm2m import PSK, QUICK, SOFTWARE, Field, build_field, digest, eventually, serving
+from tests.support.lwm2m import PSK, QUICK, SOFTWARE, Field, build_field, digest, eventually, ports, serving
 from tests.support.server import FIRMWARE, PRODUCT
 
 # What asks nothing of the database that the other tests do not.
@@ -114,6 +114,29 @@ async def test_firmware_by_http(database_url: str, tmp_path: Path) -> None:
                 assert (await each.get(urls[0].rpartition("-")[0] + "-99")).status_code == 404
                 assert (await each.get(f"https://ota.example/lwm2m/fw-{'0' * 14}-1")).status_code == 404
                 assert (await each.post(urls[0])).status_code == 405
+
+
+@sqlite_only
+async def test_a_look_at_the_package_over_http_begins_no_download(field: Field) -> None:
+    (device_id,) = await field.register("n1")
+    front = Front(field.world.rooms, applications=False, devices=True, lwm2m=field.service)
+    transport = httpx.ASGITransport(front)  # type: ignore[arg-type]
+    async with ports(field, 1) as (port,), httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+        await port.register("n1")
+        task = await field.task(device_id)
+        await eventually(lambda: port.written)
+        path = f"/lwm2m/{port.written[0]}"
+        looked = await http.head(path)
+        assert (looked.status_code, looked.headers["content-length"]) == (200, str(len(FIRMWARE)))
+        for condition, status in (
+            ({"If-None-Match": looked.headers["etag"]}, 304),
+            ({"If-Match": '"another"'}, 412),
+            ({"Range": f"bytes={len(FIRMWARE)}-"}, 416),
+        ):
+            assert (await http.get(path, headers=condition)).status_code == status
+        assert await field.history(task, "n1") == ["offered"]
+        assert (await http.get(path, headers={"Range": "bytes=0-0"})).content == FIRMWARE[:1]
+        assert await field.history(task, "n1") == ["offered", "downloading"]
 
 
 async def test_software_by_pcp(either: Field) -> None:

@@ -1,23 +1,21 @@
 """Plain CoAP behind a NAT: an address and port that was one device's becomes another's, over real sockets."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import msgspec
 import pytest
 
 from openiodm.campaigns.states import UpgradeState as S
 from openiodm.packages.model import FileType
-from openiodm.protocols.coap.codec import Code, Message, Option, encode_uint
+from openiodm.protocols.coap.codec import Code
 from openiodm.protocols.lwm2m.clients import Client
 from openiodm.protocols.lwm2m.codec.values import ContentFormat
 from openiodm.protocols.lwm2m.service import Lwm2mService
 from openiodm.protocols.pcp.codec import AskFragment, encode
-from openiodm.simulator.coap import Association, NoAnswerError
-from tests.support.lwm2m import QUICK, SOFTWARE, Field, build_field, eventually, serving
+from openiodm.simulator.coap import NoAnswerError
+from tests.support.lwm2m import SOFTWARE, Field, build_field, eventually, ports, serving
 
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -27,53 +25,6 @@ async def field(database_url: str, tmp_path: Path) -> AsyncIterator[Field]:
     async with build_field(database_url, tmp_path) as made:
         yield made
         await made.check_laws()
-
-
-class Port:
-    """One port towards the server. Whoever is behind it has objects 5 and 19, and does nothing with what it is told."""
-
-    def __init__(self, field: Field) -> None:
-        self.link = Association(field.address, self.answer, QUICK, Random(1))
-        self.asked: list[str] = []
-        self.written: list[str] = []
-        self.tokens: dict[str, bytes] = {}
-
-    def answer(self, request: Message) -> Message:
-        path = "/".join(request.path)
-        self.asked.append(path)
-        if request.uint(Option.OBSERVE) == 0:
-            self.tokens[path] = request.token
-            return Message(Code.CONTENT, ((Option.OBSERVE, b"\1"),), b"0")
-        if request.code == Code.GET:
-            known = path in ("5/0/5", "5/0/9")
-            return Message(Code.CONTENT, payload=b"0") if known else Message(Code.NOT_FOUND)
-        if path == "5/0/1":
-            self.written.append(request.payload.decode().rpartition("/")[2])
-        return Message(Code.CHANGED)
-
-    async def ask(self, code: Code, path: str, *query: str, payload: bytes = b"") -> Message:
-        segments = tuple((Option.URI_PATH, part.encode()) for part in path.split("/"))
-        arguments = tuple((Option.URI_QUERY, part.encode()) for part in query)
-        return await self.link.request(code, (*segments, *arguments), payload)
-
-    async def register(self, endpoint: str, links: bytes = b"</5/0>") -> str:
-        created = await self.ask(Code.POST, "rd", f"ep={endpoint}", "lt=86400", payload=links)
-        assert created.code == Code.CREATED
-        return "/".join(part.decode() for part in created.values(Option.LOCATION_PATH))
-
-    async def notify(self, token: bytes, payload: bytes, form: ContentFormat) -> None:
-        options = ((Option.OBSERVE, b"\x09"), (Option.CONTENT_FORMAT, encode_uint(form)))
-        await self.link.notify(token, options, payload)
-
-
-@asynccontextmanager
-async def ports(field: Field, count: int) -> AsyncIterator[list[Port]]:
-    async with AsyncExitStack() as stack:
-        made = [Port(field) for _ in range(count)]
-        for port in made:
-            await port.link.open()
-            stack.callback(port.link.close)
-        yield made
 
 
 def client_of(service: Lwm2mService, endpoint: str) -> Client:

@@ -4,10 +4,11 @@ import asyncio
 import hashlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from openiodm.app import lwm2m_service
@@ -16,10 +17,11 @@ from openiodm.campaigns.states import UpgradeState
 from openiodm.clock import SystemClock
 from openiodm.devices.model import NewDevice
 from openiodm.packages.model import FileType, NewPackage
-from openiodm.protocols.coap.codec import Code, Message, Option, Type, decode, encode_as
+from openiodm.protocols.coap.codec import Code, Message, Option, Type, decode, encode_as, encode_uint
 from openiodm.protocols.coap.dtls import Connector
+from openiodm.protocols.lwm2m.codec.values import ContentFormat
 from openiodm.protocols.lwm2m.service import Lwm2mService
-from openiodm.simulator.coap import Credentials, Network
+from openiodm.simulator.coap import Association, Credentials, Network
 from openiodm.simulator.lwm2m import Lwm2mBehaviour, Lwm2mDevice, Lwm2mProfile
 from tests.support.laws import broken_laws
 from tests.support.server import FIRMWARE, PRODUCT, World, build_world
@@ -124,6 +126,53 @@ class Field:
 
     async def check_laws(self) -> None:
         assert await broken_laws(self.world.rooms.database) == []
+
+
+class Port:
+    """One port towards the server. Whoever is behind it has objects 5 and 19, and does nothing with what it is told."""
+
+    def __init__(self, field: Field) -> None:
+        self.link = Association(field.address, self.answer, QUICK, Random(1))
+        self.asked: list[str] = []
+        self.written: list[str] = []
+        self.tokens: dict[str, bytes] = {}
+
+    def answer(self, request: Message) -> Message:
+        path = "/".join(request.path)
+        self.asked.append(path)
+        if request.uint(Option.OBSERVE) == 0:
+            self.tokens[path] = request.token
+            return Message(Code.CONTENT, ((Option.OBSERVE, b"\1"),), b"0")
+        if request.code == Code.GET:
+            known = path in ("5/0/5", "5/0/9")
+            return Message(Code.CONTENT, payload=b"0") if known else Message(Code.NOT_FOUND)
+        if path == "5/0/1":
+            self.written.append(request.payload.decode().rpartition("/")[2])
+        return Message(Code.CHANGED)
+
+    async def ask(self, code: Code, path: str, *query: str, payload: bytes = b"") -> Message:
+        segments = tuple((Option.URI_PATH, part.encode()) for part in path.split("/"))
+        arguments = tuple((Option.URI_QUERY, part.encode()) for part in query)
+        return await self.link.request(code, (*segments, *arguments), payload)
+
+    async def register(self, endpoint: str, links: bytes = b"</5/0>") -> str:
+        created = await self.ask(Code.POST, "rd", f"ep={endpoint}", "lt=86400", payload=links)
+        assert created.code == Code.CREATED
+        return "/".join(part.decode() for part in created.values(Option.LOCATION_PATH))
+
+    async def notify(self, token: bytes, payload: bytes, form: ContentFormat) -> None:
+        options = ((Option.OBSERVE, b"\x09"), (Option.CONTENT_FORMAT, encode_uint(form)))
+        await self.link.notify(token, options, payload)
+
+
+@asynccontextmanager
+async def ports(field: Field, count: int) -> AsyncIterator[list[Port]]:
+    async with AsyncExitStack() as stack:
+        made = [Port(field) for _ in range(count)]
+        for port in made:
+            await port.link.open()
+            stack.callback(port.link.close)
+        yield made
 
 
 async def eventually(condition: Callable[[], Any], within: float = 60) -> None:

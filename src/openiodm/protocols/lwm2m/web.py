@@ -15,7 +15,7 @@ from openiodm.protocols.lwm2m.clients import Client
 from openiodm.protocols.lwm2m.files import package_of
 from openiodm.protocols.lwm2m.places import HTTP_PATH
 from openiodm.protocols.lwm2m.upgrades import Upgrades
-from openiodm.protocols.port import File, PackageAway
+from openiodm.protocols.port import PackageAway
 
 log = structlog.get_logger(__name__)
 
@@ -50,22 +50,10 @@ class PackageSite:
             return
         found = package_of(scope["path"].removeprefix(HTTP_PATH))
         client = None if found is None else await self._find(found[0])
-        file = None if found is None or client is None else await self._open(client, found[1])
-        if found is None or client is None or file is None:
+        if found is None or client is None or not await self._allowed(client, found[1]):
             await _empty(send, 404)
             return
-        await self._send(scope, receive, send, client, found[1], file)
-
-    async def _open(self, client: Client, action_id: int) -> File | None:
-        """The package, if the attempt may have it now; the begin of a download is committed before its first byte."""
-        if not await self._allowed(client, action_id):
-            return None
-        unfinished = client.unfinished
-        assert unfinished is not None
-        if unfinished.standing.state is UpgradeState.OFFERED:
-            begun = Progress(action_id, LogEntry("lwm2m", ("fetches over HTTP",)), UpgradeEvent.DOWNLOAD_STARTED)
-            await self._upgrades.signal(client, [begun])
-        return unfinished.file if await self._allowed(client, action_id) else None
+        await self._send(scope, receive, send, client, found[1])
 
     async def _allowed(self, client: Client, action_id: int) -> bool:
         await self._upgrades.look(client)
@@ -74,11 +62,24 @@ class PackageSite:
             unfinished is not None and unfinished.standing.action_id == action_id and offers_bytes(unfinished.standing)
         )
 
-    async def _send(
-        self, scope: Scope, receive: Receive, send: Send, client: Client, action_id: int, file: File
-    ) -> None:
+    async def _begins(self, client: Client, action_id: int) -> bool:
+        """The begin of a download is committed before its first byte; False when a stop was first."""
+        assert client.unfinished is not None
+        if client.unfinished.standing.state is not UpgradeState.OFFERED:
+            return True
+        begun = Progress(action_id, LogEntry("lwm2m", ("fetches over HTTP",)), UpgradeEvent.DOWNLOAD_STARTED)
+        await self._upgrades.signal(client, [begun])
+        return await self._allowed(client, action_id)
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send, client: Client, action_id: int) -> None:
+        assert client.unfinished is not None
+        file = client.unfinished.file
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         plan = ranges.plan(headers, file.size, f'"{file.sha1}"', file.stored_at, method=scope["method"])
+        sends = plan.status in (200, 206) and scope["method"] == "GET"
+        if sends and not await self._begins(client, action_id):
+            await _empty(send, 404)
+            return
 
         async def still_allowed() -> bool:
             return await self._allowed(client, action_id)

@@ -1,7 +1,6 @@
 """`openiodm simulate`: devices that speak DDI or LwM2M to a server, for trying things out and for load."""
 
 import asyncio
-import json
 import os
 import signal
 import ssl
@@ -15,6 +14,7 @@ import typer
 
 from openiodm.cli import options, simulate_lwm2m, tables
 from openiodm.cli.client import find_tls, find_url, read_secret_file
+from openiodm.cli.device_lines import device_lines
 from openiodm.cli.failure import REFUSED, TIMED_OUT, USAGE, Failure
 from openiodm.cli.simulate_lwm2m import Lwm2mRun
 
@@ -209,23 +209,10 @@ def _profiles_of(file: Path, template: "DeviceProfile") -> "list[DeviceProfile]"
 
     from openiodm.simulator import TokenKind
 
-    profiles = []
-    try:
-        with file.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                try:
-                    said = json.loads(line)
-                    node_id, token = said["nodeId"], said["targetToken"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise Failure(f"{file}, line {number}: no nodeId and targetToken", USAGE) from error
-                profiles.append(replace(template, controller_id=node_id, token=token, token_kind=TokenKind.TARGET))
-    except OSError as error:
-        raise Failure(f"cannot read {file}: {error.strerror}", USAGE) from error
-    if not profiles:
-        raise Failure(f"{file} names no device", USAGE)
-    return profiles
+    return [
+        replace(template, controller_id=line.node_id, token=line.secret("targetToken"), token_kind=TokenKind.TARGET)
+        for line in device_lines(file)
+    ]
 
 
 async def _run(

@@ -1,14 +1,15 @@
 """`openiodm simulate --protocol lwm2m|pcp`: devices that speak LwM2M to a server, over CoAP or DTLS."""
 
 import asyncio
-import json
 import resource
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openiodm.cli.device_lines import DeviceLine, device_lines
 from openiodm.cli.failure import USAGE, Failure
 
 if TYPE_CHECKING:
@@ -59,7 +60,11 @@ async def run(asked: Lwm2mRun) -> dict[str, Any]:
     profiles = _profiles(asked)
     _allow_files(len(profiles))
     network = Network(loss_rate=asked.loss_rate, reorder_rate=asked.reorder_rate)
-    fleet = Lwm2mFleet(_address(asked), profiles, dtls=asked.dtls, network=network, seed=asked.seed)
+    address = _address(asked)
+    try:
+        fleet = Lwm2mFleet(address, profiles, dtls=asked.dtls, network=network, seed=asked.seed)
+    except ValueError as error:
+        raise Failure(str(error), USAGE) from error
     fleet.draw_faults(asked.failure_rate, asked.power_loss_rate)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -89,13 +94,28 @@ async def run(asked: Lwm2mRun) -> dict[str, Any]:
 
 
 def _address(asked: Lwm2mRun) -> tuple[str, int]:
+    """Where the server is, by number: a name is looked up once. IPv4 where a name has both.
+
+    Raises:
+        Failure: it is no address, nobody has that name, or there is no way to it.
+    """
     from openiodm.settings import SettingsError, host_port
 
     default = "127.0.0.1:5684" if asked.dtls else "127.0.0.1:5683"
     try:
-        return host_port(asked.coap or default, "--coap")
+        host, port = host_port(asked.coap or default, "--coap")
     except SettingsError as error:
         raise Failure(str(error), USAGE) from error
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+    except UnicodeError as error:
+        raise Failure(f"--coap: {host!r} is no name of a host", USAGE) from error
+    except OSError as error:
+        raise Failure(f"--coap: cannot reach {host}: {error.strerror}", USAGE) from error
+    return str(address[0]), port
 
 
 def _profiles(asked: Lwm2mRun) -> "list[Lwm2mProfile]":
@@ -131,24 +151,16 @@ def _profiles(asked: Lwm2mRun) -> "list[Lwm2mProfile]":
 
 
 def _read(file: Path, *, needs_psk: bool) -> list[tuple[str, str]]:
-    found = []
+    return [(line.node_id, _psk(line) if needs_psk else "") for line in device_lines(file)]
+
+
+def _psk(line: DeviceLine) -> str:
+    psk = line.secret("psk")
     try:
-        with file.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                try:
-                    said = json.loads(line)
-                    node_id, psk = said["nodeId"], said["psk"] if needs_psk else said.get("psk") or ""
-                    bytes.fromhex(psk)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise Failure(f"{file}, line {number}: no nodeId and psk (hex digits)", USAGE) from error
-                found.append((node_id, psk))
-    except OSError as error:
-        raise Failure(f"cannot read {file}: {error.strerror}", USAGE) from error
-    if not found:
-        raise Failure(f"{file} names no device", USAGE)
-    return found
+        bytes.fromhex(psk)
+    except ValueError as error:
+        raise line.wrong("psk", "hex digits, two a byte") from error
+    return psk
 
 
 def _allow_files(devices: int) -> None:

@@ -332,6 +332,7 @@ def test_what_callbacks_are_made_with_is_set_by_the_operator(shell: Shell) -> No
 def test_wrong_usage_is_one_line_and_code_2(shell: Shell) -> None:
     # A server that meets a taken address has opened its database by then, and said so in its log.
     quiet = Shell(shell.url, shell.folder, {**shell.environment, "OPENIODM_LOG_LEVEL": "warning"})
+    (shell.folder / os.fsdecode(b"ger\xe4t.bin")).write_bytes(b"x")
     for arguments in (
         ("serve", "--listen", "nonsense"),
         ("serve", "--listen", shell.url.removeprefix("http://"), "--data-dir", "elsewhere"),
@@ -340,6 +341,10 @@ def test_wrong_usage_is_one_line_and_code_2(shell: Shell) -> None:
         ("simulate",),
         ("device", "import", "missing.ndjson"),
         ("demo", "--once", "--port", shell.url.rpartition(":")[2]),
+        ("device", "list", "--url", "http://[::1"),
+        ("device", "show", os.fsdecode(b"\xff")),
+        ("package", "upload", os.fsdecode(b"ger\xe4t.bin"), "--type", "firmware", "--version", "2"),
+        ("task", "create", "--package", "x", "--device", "d", "--idempotency-key", "\xe4"),
     ):
         done = quiet.run(*arguments, code=2)
         assert done.stderr.startswith("openiodm: "), arguments

@@ -151,18 +151,10 @@ class Client:
         sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        parts = urlsplit(access.url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise Failure(f"the server's address is not a URL: {access.url}", USAGE)
+        scheme, self._host, self._port, self._prefix = _parts(access.url)
         self.url = access.url
         self._access = access
-        self._prefix = parts.path.rstrip("/")
-        self._host = parts.hostname
-        try:
-            self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError as error:
-            raise Failure(f"the server's address is not a URL: {access.url}", USAGE) from error
-        self._tls = (access.tls or ssl.create_default_context()) if parts.scheme == "https" else None
+        self._tls = (access.tls or ssl.create_default_context()) if scheme == "https" else None
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._now = now
@@ -267,7 +259,10 @@ class Client:
 
     def login(self) -> None:
         """A new access token; it ends every earlier one of the application (contract 2.1)."""
-        form = urlencode({"appId": self._access.app_id, "secret": self._access.secret}).encode()
+        try:
+            form = urlencode({"appId": self._access.app_id, "secret": self._access.secret}).encode()
+        except UnicodeEncodeError:  # it would tell the secret
+            raise Failure("the application's id or its secret is not UTF-8", USAGE) from None
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         self._token = None
         self._token = _json(self._send("POST", LOGIN, None, form, headers))["accessToken"]
@@ -306,7 +301,7 @@ class Client:
         self, method: str, path: str, query: Mapping[str, Any] | None, data: Any, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
         target = self._prefix + path
-        given = {k: v for k, v in (query or {}).items() if v is not None}
+        given = {k: _text(str(v), k) for k, v in (query or {}).items() if v is not None}
         if given:
             target += "?" + urlencode(given)
         sent = {"Accept": "application/json", **headers}
@@ -359,8 +354,39 @@ class Client:
 
 
 def segment(text: str) -> str:
-    """A name as one segment of a path."""
-    return quote(text, safe="")
+    """A name as one segment of a path.
+
+    Raises:
+        Failure: it is no text.
+    """
+    return quote(_text(text, "the name"), safe="")
+
+
+def _text(text: str, what: str) -> str:
+    """What came with the command line may be any bytes, kept as lone surrogates: nothing that a request can say."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Failure(f"{what} is not UTF-8: {text}", USAGE) from error
+    return text
+
+
+def _parts(url: str) -> tuple[str, str, int, str]:
+    """Scheme, host, port and the begin of every path.
+
+    Raises:
+        Failure: it is no URL of a server.
+    """
+    wrong = Failure(f"the server's address is not a URL: {url}", USAGE)
+    try:
+        parts = urlsplit(url)
+        host, port, prefix = parts.hostname or "", parts.port, parts.path.rstrip("/")
+        host.encode("idna")  # as it will be looked up
+        if host and prefix.isascii() and parts.scheme in {"http", "https"}:
+            return parts.scheme, host, port or (443 if parts.scheme == "https" else 80), prefix
+    except ValueError as error:
+        raise wrong from error
+    raise wrong
 
 
 def _check(response: http.client.HTTPResponse) -> bytes:

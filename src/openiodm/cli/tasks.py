@@ -135,6 +135,8 @@ def create(
     """
     if bool(device) == bool(group):
         raise Failure("give --device or --group, not both", USAGE)
+    if idempotency_key and not (idempotency_key.isascii() and idempotency_key.isprintable()):
+        raise Failure(f"--idempotency-key is printable ASCII, not {idempotency_key!a}", USAGE)
     if execute is None and (start or end):
         execute = "custom"
     clocks = {

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from openiodm.cli.client import LOGIN, LOGINS, MAX_IDLE_S, Access, Client, Refused
-from openiodm.cli.failure import Failure
+from openiodm.cli.client import LOGIN, LOGINS, MAX_IDLE_S, Access, Client, Refused, _parts, segment
+from openiodm.cli.failure import USAGE, Failure
 
 TOKEN_OVER = (403, {"error_code": "1010005", "error_desc": "App_key or access_token is invalid."})
 PROBLEM_TOKEN_OVER = (401, {"reason": "token-invalid", "detail": "token-invalid", "status": 401})
@@ -222,10 +223,61 @@ def test_a_server_that_is_not_there_is_one_clear_line() -> None:
         Client(Access("http://127.0.0.1:1", "a", "s")).get("/x")
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8743", "ftp://x", "http://", "http://x:y"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "127.0.0.1:8743",
+        "ftp://x",
+        "http://",
+        "http://x:y",
+        "http://x:65536",
+        "http://[::1",
+        "http://" + "a" * 64 + ".com",
+        "http://a..b",
+        "http://a\u2100b",  # no name once it is normalised
+        "http://h/\xe4",
+        "http://\udcff",
+        "http://h/\udcff",
+    ],
+)
 def test_an_address_that_is_none_is_wrong_usage(url: str) -> None:
-    with pytest.raises(Failure, match="not a URL"):
+    with pytest.raises(Failure, match="not a URL") as failed:
         Client(Access(url, "a", "s"))
+    assert (failed.value.code, url in str(failed.value)) == (USAGE, True)
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("http://h", ("http", "h", 80, "")),
+        ("https://[::1]:8443/ota/", ("https", "::1", 8443, "/ota")),
+        ("https://\xe4.test", ("https", "\xe4.test", 443, "")),
+    ],
+)
+def test_an_address_has_parts(url: str, parts: tuple[str, str, int, str]) -> None:
+    assert _parts(url) == parts
+
+
+def test_what_is_no_text_is_wrong_usage_and_named(world: World) -> None:
+    """Any bytes may come with a command line; Python keeps what is not UTF-8 as lone surrogates."""
+    no_text = os.fsdecode(b"dev-\xff")
+    with pytest.raises(Failure, match="the name is not UTF-8: dev-") as in_path:
+        world.client.get(f"/devices/{segment(no_text)}")
+    with pytest.raises(Failure, match="model is not UTF-8: dev-") as in_query:
+        world.client.get("/devices", deviceType="sensor", model=no_text)
+    with pytest.raises(Failure, match="name is not UTF-8: dev-") as of_a_file:
+        world.client.upload("/packages", {"name": no_text}, io.BytesIO(b"x"), 1, lambda _: None)
+    assert {failed.value.code for failed in (in_path, in_query, of_a_file)} == {USAGE}
+    assert world.script.calls == []
+
+
+@pytest.mark.parametrize(("app_id", "secret"), [("a", "s3cret-\udcff"), ("a-\udcff", "s3cret")])
+def test_credentials_that_are_no_text_are_wrong_usage_and_not_shown(app_id: str, secret: str) -> None:
+    with pytest.raises(Failure, match="not UTF-8") as failed:
+        Client(Access("http://127.0.0.1:1", app_id, secret)).get("/x")
+    assert failed.value.code == USAGE
+    assert "s3cret" not in str(failed.value)
 
 
 def test_an_upload_is_sent_whole_again_after_a_login(world: World) -> None:

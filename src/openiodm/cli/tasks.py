@@ -124,6 +124,9 @@ def create(
     download_seconds: Annotated[int | None, typer.Option("--download-seconds", min=1)] = None,
     install_seconds: Annotated[int | None, typer.Option("--install-seconds", min=1)] = None,
     verify_seconds: Annotated[int | None, typer.Option("--verify-seconds", min=1)] = None,
+    cancel_seconds: Annotated[
+        int | None, typer.Option("--cancel-seconds", min=1, help="For a stopped device's answer.")
+    ] = None,
     idempotency_key: Annotated[
         str | None, typer.Option("--idempotency-key", help="Repeats with it make one task.")
     ] = None,
@@ -144,6 +147,7 @@ def create(
         "downloadSeconds": download_seconds,
         "installSeconds": install_seconds,
         "verifySeconds": verify_seconds,
+        "cancelSeconds": cancel_seconds,
     }
     with connect(url, app_id, secret_file, ca, client_cert) as client:
         found = client.get(f"{PACKAGES}/{segment(package)}")

@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from openiodm.cli import tasks
 from openiodm.cli.client import LOGIN, LOGINS, MAX_IDLE_S, Access, Client, Refused, _parts, segment
 from openiodm.cli.failure import USAGE, Failure
+from openiodm.northbound.native.tasks import ClocksBody
 
 TOKEN_OVER = (403, {"error_code": "1010005", "error_desc": "App_key or access_token is invalid."})
 PROBLEM_TOKEN_OVER = (401, {"reason": "token-invalid", "detail": "token-invalid", "status": 401})
@@ -317,3 +321,15 @@ def test_an_answer_that_breaks_off_is_a_failure(world: World) -> None:
         list(world.client.stream("/export"))
     with pytest.raises(Failure, match="broke off"):
         world.client.get("/x")
+
+
+def test_every_clock_of_a_task_has_an_option(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = {"fileId": "f", "type": "firmwarePackage", "deviceType": "t", "model": "m", "manufacturerName": "a"}
+    world.script.replies = [(200, package), (201, {"operationId": "o1"})]
+    for name, value in {"URL": world.url, "APP_ID": "app", "SECRET": "s3cret"}.items():
+        monkeypatch.setenv(f"OPENIODM_{name}", value)
+    clocks = {field.encode_name: 60 + n for n, field in enumerate(msgspec.structs.fields(ClocksBody))}
+    options = [f"--{name.removesuffix('Seconds')}-seconds={value}" for name, value in clocks.items()]
+    done = CliRunner().invoke(tasks.app, ["create", "--package", "f", "--group", "g", *options])
+    assert (done.exit_code, done.stdout) == (0, "o1\n"), done.output
+    assert json.loads(world.script.calls[-1].body)["clocks"] == clocks

@@ -168,8 +168,8 @@ def _about(name: str, command: Any) -> str:
 
 
 def _argument(p: Any) -> str:
-    name = str(p.metavar or p.name.upper()).strip("[]")
-    return name if p.required else f"[{name}]"
+    name = str(p.metavar or p.name.upper())
+    return name if p.required or name.startswith("[") else f"[{name}]"
 
 
 def _spelt(p: Any) -> str:

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_every_setting_has_a_meaning_and_every_option_a_line() -> None:
         about = page.partition(f"# {name}\n")[2].partition("\n#")[0]
         for option in (opt for p in command.params if p.param_type_name == "option" for opt in p.opts):
             assert f"`{option}" in about, (name, option)
+
+
+def test_every_usage_closes_the_brackets_that_it_opens() -> None:
+    usages = re.findall(r"^`(openiodm .*)`$", read("cli.md"), re.MULTILINE)
+    assert len(usages) > 40
+    assert [usage for usage in usages if usage.count("[") != usage.count("]")] == []
+
+
+def test_make_help_lists_every_target() -> None:
+    targets = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)[0].split()
+    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert sorted(line.split()[0] for line in shown.splitlines()) == sorted(targets)
 
 
 def test_every_command_of_a_client_answers_programs_in_json() -> None:

@@ -166,7 +166,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     groups_per_application: Annotated[int, Meta(ge=0)] = 0
     """Most device groups of one application; 0 = no limit."""
     list_index: bool = True
-    """Pages of tasks and sub-tasks come from indexes in memory (some 10 MB a million tasks); false: by plain SQL."""
+    """Pages of tasks and sub-tasks come from indexes in memory (7 MiB a million tasks); false: by plain SQL."""
     callback_allow: tuple[str, ...] = ()
     """Host names, addresses and networks that callbacks may lead to although they are this machine's own, link-local or
     a cloud's metadata."""

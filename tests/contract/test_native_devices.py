@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -145,6 +146,18 @@ async def test_a_deleted_device_is_gone_and_its_node_id_free(api: Api) -> None:
     assert await api.no("GET", f"{DEVICES}/{first}") == (404, "device-unknown", None)
     assert await api.no("DELETE", f"{DEVICES}/n1") == (404, "device-unknown", None)
     assert await api.register("n1") != first
+
+
+async def test_a_node_id_that_no_path_can_name_is_found_by_the_list(api: Api) -> None:
+    """See docs/native-api.md: a slash parts a path, and `bulk` is the registration of many."""
+    for node_id, status in (("bulk", 405), ("a/b", 404)):
+        device = await api.register(node_id)
+        for method in ("GET", "DELETE"):
+            assert (await api.no(method, f"{DEVICES}/{quote(node_id, safe='')}"))[0] == status
+        (found,) = (await api.ok("GET", DEVICES, params={"nodeId": node_id}))["items"]
+        assert found["deviceId"] == device
+        assert (await api.ok("GET", f"{DEVICES}/{device}"))["nodeId"] == node_id
+        assert (await api.send("DELETE", f"{DEVICES}/{device}")).status_code == 204
 
 
 async def test_a_target_token_lets_its_device_in_until_it_is_replaced_or_removed(api: Api) -> None:

@@ -38,7 +38,7 @@ PATH = PREFIX + "/devices"
 MAX_PAGE_SIZE = 500
 PSK_PATTERN = r"^[0-9a-fA-F]{8,32}$(?!\n)"  # as the published contract has it
 
-# A node id may be any text; one with a slash is found by the list's filter.
+# A node id may be any text; one with a slash, and one that is `bulk`, is found by the list's filter.
 PATH_SCHEMAS: Mapping[str, Mapping[str, Any]] = {"device": {"type": "string", "minLength": 1, "maxLength": 256}}
 
 _PRINTABLE = r"^[^\u0000-\u001f\u007f-\u009f]*$(?!\n)"

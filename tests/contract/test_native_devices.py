@@ -166,6 +166,8 @@ async def test_a_target_token_lets_its_device_in_until_it_is_replaced_or_removed
     made = await api.ok("PUT", f"{DEVICES}/n1/target-token", json={})
     assert await api.polls_with(TARGET_TOKEN, "n1") == 401
     assert await api.polls_with(made["token"], "n1") == 200
+    again = await api.ok("PUT", f"{DEVICES}/n1/target-token")  # no body at all
+    assert (await api.polls_with(made["token"], "n1"), await api.polls_with(again["token"], "n1")) == (401, 200)
     given = await api.ok("PUT", f"{DEVICES}/{made['deviceId']}/target-token", json={"token": TARGET_TOKEN})
     assert given["token"] == TARGET_TOKEN
     assert (await api.ok("GET", f"{DEVICES}/n1"))["hasTargetToken"] is True

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
+from schemathesis.core import NOT_SET
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from openiodm import __version__
@@ -146,7 +147,8 @@ def excluded_checks(case: Any, response: schemathesis.Response) -> list[Any]:
 def test_every_answer_is_as_the_document_says(case: Any, target: Target) -> None:
     if case.meta.generation.mode.is_positive:
         case.path_parameters = existing(case.path_parameters, KNOWN)
-        case.body = whole(case.body)
+        if case.body is not NOT_SET:  # schemathesis would hold the lack of a body against the body's schema
+            case.body = whole(case.body)
     response = case.call(headers=target.headers)
     case.validate_response(response, excluded_checks=excluded_checks(case, response), headers=target.headers)
 

@@ -504,6 +504,17 @@ async def test_native_stop_and_retry(world: World) -> None:
         assert (await world.other_native.post(path, b"", 404))["reason"] == "campaign-unknown"
 
 
+async def test_native_resume_needs_no_body_and_refuses_a_bad_one(world: World) -> None:
+    await world.core.add_devices(1)
+    task = await world.core.create(["d1"])
+    for fine in (b"", b"{}", {"unproven": True}):
+        await world.native.post(f"/{task}/resume", fine, 204)
+    for bad in (b" ", b"null", b"[]", {"unproven": 1}):
+        assert (await world.native.post(f"/{task}/resume", bad, 400))["reason"] == "bad-input"
+    await world.native.post(f"/{task}/stop", b"", 204)
+    assert (await world.native.post(f"/{task}/resume", b"", 409))["reason"] == "campaign-finished"
+
+
 async def test_native_devices_are_paged_by_cursor_with_core_states(world: World) -> None:
     operation_id = await mixed(world)
     path = f"/{operation_id}/devices"

@@ -127,6 +127,16 @@ def test_a_streamed_body_is_binary(document: dict[str, Any]) -> None:
     assert set(body["content"]) == {"application/octet-stream"}
 
 
+def test_a_body_is_required_unless_it_may_be_left_out() -> None:
+    path = "/api/v1/things/{thingId}"
+    routes = [
+        Route("PUT", path, change_thing, Needs.APPLICATION, "Change", body=Body),
+        Route("POST", path, list_things, Needs.APPLICATION, "Change all", body=Body, optional_body=True),
+    ]
+    methods = described(routes)["paths"][path]
+    assert (methods["put"]["requestBody"]["required"], methods["post"]["requestBody"]["required"]) == (True, False)
+
+
 def test_only_routes_that_need_nothing_are_open(document: dict[str, Any]) -> None:
     free = {o["operationId"] for o in operations(document) if o["security"] == []}
     assert free == {

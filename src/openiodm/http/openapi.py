@@ -178,7 +178,7 @@ def _request_body(route: Route, names: _Names) -> dict[str, Any] | None:
         content = {route.request_media: {"schema": {"type": "string", "format": "binary", "minLength": 1}}}
     else:
         return None
-    return {"required": True, "content": content}
+    return {"required": not route.optional_body, "content": content}
 
 
 def _body_type(route: Route) -> Any:

@@ -82,6 +82,7 @@ class Route:
     a code of its own.
     `bad_input` gives the reason for a query or body member that does not parse, where it is not `BAD_INPUT`; it is
     asked about None for a body that is no JSON, or not of its shape at all.
+    `optional_body` takes no body at all for an empty object: every member of `body` has a default.
     `acts_for` names the members of query and body, as they are sent, that name the application to act for.
     """
 
@@ -102,6 +103,7 @@ class Route:
     request_media: str = "application/json"  # of a streamed body, when `body` is None and there is one
     answer_media: Sequence[str] = ("application/json",)
     streams_body: bool = False
+    optional_body: bool = False
     extra_parameters: Sequence[Mapping[str, Any]] = field(default=())  # OpenAPI: headers
 
 
@@ -262,7 +264,7 @@ class _Path:
             query = None if route.query is None else parse_query(request, route.query, route.bad_input)
             body, raw = None, b""
             if route.body is not None:
-                raw = await read_body(request)
+                raw = await read_body(request) or (b"{}" if route.optional_body else b"")
                 body = parse_json(raw, route.body, route.bad_input)
             if actor is not None and (app_id := application_named(route, query, body)):
                 actor = await self._guard.acting_for(actor, app_id)

@@ -232,6 +232,7 @@ def routes(commands: DeviceCommands, queries: DeviceQueries) -> list[Route]:
             Needs.APPLICATION,
             "Set a device's own token",
             body=TargetTokenBody,
+            optional_body=True,
             answer=TargetTokenView,
             description="In place of any earlier one. The answer is the only place that shows it.",
             refusals=unknown,

@@ -224,6 +224,7 @@ def _task_routes(api: "_Tasks") -> list[Route]:
             Needs.APPLICATION,
             "Let a task go on that a restore has held",
             body=ResumeBody,
+            optional_body=True,
             status=204,
             description=(
                 "Devices that tell their version are asked for it first, and end without a download if they have the "

@@ -10,9 +10,11 @@ import shutil
 import sqlite3
 import stat
 import subprocess
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,16 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 
+from openiodm.storage import postgres
 from openiodm.storage.backup import layout, load
 from openiodm.storage.backup.aftermath import Restored
 from openiodm.storage.backup.layout import BackupError
 from openiodm.storage.backup.write import EMPTIED, LEFT_OUT, Written, write
 from openiodm.storage.blobs import FileStore
+from openiodm.storage.engine import Reader
 from openiodm.storage.migrations.run import upgrade
 from openiodm.storage.open import HEAD, open_database, revision_of
-from openiodm.storage.sqlite import ServerLock
+from openiodm.storage.sqlite import ServerLock, SqliteDatabase
 from openiodm.storage.tables import metadata
 from tests.conftest import ENGINES, database_uri
 from tests.contract.test_migrations import REVISIONS, SAMPLES, insert, on
@@ -234,6 +238,52 @@ def test_others_write_meanwhile_and_all_rows_are_as_at_its_beginning(
     assert b"changed" not in lines
     assert lines.count(b"\n") == 4
     assert "changed" in str(rows(source)["device"])
+
+
+def test_disks_may_take_their_time(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL took a backup for frozen while it copied packages or made a table's file durable, and ended it."""
+    monkeypatch.setattr(postgres, "ABANDONED_MS", 200)
+    slow: list[str] = []
+
+    def slowed(name: str) -> Callable[..., Any]:
+        true = getattr(layout, name)
+
+        def take_time(*args: Any) -> Any:
+            if name not in slow:
+                slow.append(name)
+                time.sleep(0.6)
+            return true(*args)
+
+        return take_time
+
+    for name in ("digest", "copy"):
+        monkeypatch.setattr(layout, name, slowed(name))
+    written = backup(source, tmp_path)
+    assert slow == ["digest", "copy"]
+    assert (written.manifest.packages, written.manifest.damaged_packages) == (1, [])
+
+
+def test_no_snapshot_waits_for_package_files(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be many; meanwhile SQLite's log grows, and PostgreSQL keeps every row that is deleted."""
+    inside = False
+
+    @asynccontextmanager
+    async def snapshot(database: Any, **how: Any) -> AsyncIterator[Reader]:
+        nonlocal inside
+        async with true(database, **how) as view:
+            inside = True
+            yield view
+            inside = False
+
+    def copy(*args: Any) -> tuple[str, int]:
+        assert not inside
+        return true_copy(*args)
+
+    kind, true_copy = SqliteDatabase if source.startswith("sqlite") else postgres.PostgresDatabase, layout.copy
+    true = kind.snapshot
+    monkeypatch.setattr(kind, "snapshot", snapshot)
+    monkeypatch.setattr(layout, "copy", copy)
+    assert backup(source, tmp_path).manifest.packages == 1
 
 
 def test_files_are_kept_from_collection_while_one_is_written(source: str, tmp_path: Path) -> None:

@@ -128,8 +128,11 @@ class Database(Reader, Protocol):
         """
         ...
 
-    def snapshot(self) -> AbstractAsyncContextManager[Reader]:
-        """One consistent view on a connection of its own, for recounts and exports; may run long.
+    def snapshot(self, *, patient: bool = False) -> AbstractAsyncContextManager[Reader]:
+        """One consistent view on a connection of its own, for recounts and lists; may run long.
+
+        A server that is silent in it for some seconds is taken for frozen and loses it. `patient` says that between
+        two reads something may take minutes, such as a slow disk.
 
         Raises:
             Unreachable: the connection is gone.

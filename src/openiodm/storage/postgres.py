@@ -28,6 +28,8 @@ ABANDONED_MS = 10_000
 """A transaction whose server says nothing for so long is ended: that server may be frozen, or gone without a word, and
 what it has locked holds others up. Shorter than a job's lease: what is left open is undone before another takes over.
 """
+PATIENCE_MS = 600_000
+"""The same for a `patient` snapshot. It locks no row; what it holds up is VACUUM, and a migration."""
 # PostgreSQL's own timeout (see `open`) does not see a session whose server stopped between the parse of a statement and
 # what follows: it is "active", and waits for its client. The same user may end it. COPY waits so by nature.
 _END_ABANDONED = """
@@ -309,7 +311,7 @@ class PostgresDatabase:
                 await self._pool.release(connection)
 
     @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Reader]:
+    async def snapshot(self, *, patient: bool = False) -> AsyncIterator[Reader]:
         """See `Database`."""
         try:
             connection = await self._pool.acquire()
@@ -317,6 +319,8 @@ class PostgresDatabase:
             raise Unreachable(str(error) or type(error).__name__) from error
         try:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
+                if patient:
+                    await connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = {PATIENCE_MS}")
                 yield _Statements(connection)
         except _LOST as error:  # no other OSError: much else may be done meanwhile
             raise Unreachable(str(error) or type(error).__name__) from error

@@ -237,8 +237,8 @@ class SqliteDatabase:
             self._write.execute("ROLLBACK")
 
     @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Reader]:
-        """See `Database`. Statements run in a thread: a recount must not hold up polls."""
+    async def snapshot(self, *, patient: bool = False) -> AsyncIterator[Reader]:
+        """See `Database`. Statements run in a thread: a recount must not hold up polls. All have all the time."""
         with ThreadPoolExecutor(1, thread_name_prefix="sqlite-snapshot") as thread:
             loop = asyncio.get_running_loop()
             connection = await loop.run_in_executor(thread, self._connect)

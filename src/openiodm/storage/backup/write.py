@@ -63,8 +63,10 @@ async def write(database: Database, store: FileStore | None, folder: Path, now: 
         async with AsyncExitStack() as stack:
             if store is not None:
                 await stack.enter_async_context(store.kept())
-            view = await stack.enter_async_context(database.snapshot())
-            written = await _Writer(view, database.engine, store, partial, layout.backups(folder)).write(now)
+            writer = _Writer(database.engine, store, partial, layout.backups(folder))
+            async with database.snapshot(patient=True) as view:
+                await writer.read(view)
+            written = writer.finish(now)  # files take their time, and a snapshot that waits for them is in others' way
         _publish(partial, folder / name)
     return Written(folder / name, *written)
 
@@ -112,26 +114,30 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 class _Writer:
-    def __init__(
-        self, view: Reader, engine: str, store: FileStore | None, folder: Path, before: Sequence[Path]
-    ) -> None:
-        self._view = view
+    def __init__(self, engine: str, store: FileStore | None, folder: Path, before: Sequence[Path]) -> None:
         self._engine = engine
         self._store = store
         self._folder = folder
         self._before = before[-1] if before else None
+        self._tables: list[Table] = []
+        self._blobs: list[tuple[str, int]] = []
         self._sums: dict[str, str] = {}
 
-    async def write(self, now: int) -> tuple[Manifest, int]:
-        """Everything but the folder's name; the manifest, and the bytes of packages that were copied."""
-        revision = await self._view.fetchval("SELECT version_num FROM alembic_version")
+    async def read(self, view: Reader) -> None:
+        """Writes all rows, and remembers which package files they name."""
+        revision = await view.fetchval("SELECT version_num FROM alembic_version")
         if revision != HEAD:
             raise BackupError(f"the database is of revision {revision}, this program of {HEAD}")
         layout.make_folder(self._folder / layout.ROWS)
-        tables = [await self._table(t) for t in metadata.sorted_tables if t.name not in LEFT_OUT]
+        self._tables = [await self._table(view, t) for t in metadata.sorted_tables if t.name not in LEFT_OUT]
+        async for rows in _pages(view, metadata.tables["blob"]):
+            self._blobs += [(row["sha256"], row["size"]) for row in rows]
+
+    def finish(self, now: int) -> tuple[Manifest, int]:
+        """Everything else but the folder's name; the manifest, and the bytes of packages that were copied."""
         packages = size = copied = 0
         damaged = []
-        async for sha256, expected in self._blobs():
+        for sha256, expected in self._blobs:
             if self._store is None:
                 break
             added = self._package(self._store, sha256, expected)
@@ -139,56 +145,36 @@ class _Writer:
                 damaged.append(sha256)
                 continue
             packages, size, copied = packages + 1, size + expected, copied + added
-        manifest = Manifest(layout.FORMAT, __version__, HEAD, self._engine, now, tables, packages, size, damaged)
+        manifest = Manifest(layout.FORMAT, __version__, HEAD, self._engine, now, self._tables, packages, size, damaged)
         self._put(layout.MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
         sums = "".join(f"{sha256}  {path}\n" for path, sha256 in self._sums.items())
         self._put(layout.SUMS, sums.encode())
         return manifest, copied
 
-    async def _table(self, table: Definition) -> Table:
+    async def _table(self, view: Reader, table: Definition) -> Table:
         columns = {str(column.name): _type(column.type) for column in table.columns}
         path = self._folder / layout.rows_of(table.name)
         count = 0
         with os.fdopen(layout.create(path), "wb") as file:
             with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0) as packed:
-                async for rows in self._pages(table):
+                async for rows in _pages(view, table):
                     packed.write(b"".join(b"%b\n" % msgspec.json.encode(_plain(row, table)) for row in rows))
                     count += len(rows)
             file.flush()
             os.fsync(file.fileno())
         self._sums[layout.rows_of(table.name)] = layout.digest(path)
-        return Table(str(table.name), columns, count, await self._last_id(table))
+        return Table(str(table.name), columns, count, await self._last_id(view, table))
 
-    async def _pages(self, table: Definition) -> AsyncIterator[Sequence[Row]]:
-        """All rows in the order of the primary key, each page a range of it."""
-        names = ", ".join(column.name for column in table.columns)
-        key = [column.name for column in table.primary_key.columns]
-        listed = ", ".join(key)
-        places = ", ".join(f"${n}" for n in range(1, len(key) + 1))
-        first = f"SELECT {names} FROM {table.name} ORDER BY {listed} LIMIT {PAGE}"
-        after = f"SELECT {names} FROM {table.name} WHERE ({listed}) > ({places}) ORDER BY {listed} LIMIT {PAGE}"
-        rows = await self._view.fetch(first)
-        while rows:
-            yield rows
-            if len(rows) < PAGE:
-                return
-            rows = await self._view.fetch(after, *(rows[-1][name] for name in key))
-
-    async def _last_id(self, table: Definition) -> int | None:
+    async def _last_id(self, view: Reader, table: Definition) -> int | None:
         """Also of rows that are gone: ids are never given twice."""
         if [column.name for column in table.primary_key.columns] != ["id"] or table.columns[
             "id"
         ].autoincrement is False:
             return None
         if self._engine == "sqlite":
-            return int(await self._view.fetchval("SELECT seq FROM sqlite_sequence WHERE name = $1", table.name) or 0)
-        sequence = await self._view.fetchval("SELECT pg_get_serial_sequence($1, 'id')", table.name)
-        return int(await self._view.fetchval(f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {sequence}"))
-
-    async def _blobs(self) -> AsyncIterator[tuple[str, int]]:
-        async for rows in self._pages(metadata.tables["blob"]):
-            for row in rows:
-                yield row["sha256"], row["size"]
+            return int(await view.fetchval("SELECT seq FROM sqlite_sequence WHERE name = $1", table.name) or 0)
+        sequence = await view.fetchval("SELECT pg_get_serial_sequence($1, 'id')", table.name)
+        return int(await view.fetchval(f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {sequence}"))
 
     def _package(self, store: FileStore, sha256: str, size: int) -> int | None:
         """Bytes copied: none when the backup before has the file; None when ours is missing or damaged."""
@@ -214,6 +200,22 @@ class _Writer:
             file.flush()
             os.fsync(file.fileno())
         self._sums[path] = hashlib.sha256(content).hexdigest()
+
+
+async def _pages(view: Reader, table: Definition) -> AsyncIterator[Sequence[Row]]:
+    """All rows in the order of the primary key, each page a range of it."""
+    names = ", ".join(column.name for column in table.columns)
+    key = [column.name for column in table.primary_key.columns]
+    listed = ", ".join(key)
+    places = ", ".join(f"${n}" for n in range(1, len(key) + 1))
+    first = f"SELECT {names} FROM {table.name} ORDER BY {listed} LIMIT {PAGE}"
+    after = f"SELECT {names} FROM {table.name} WHERE ({listed}) > ({places}) ORDER BY {listed} LIMIT {PAGE}"
+    rows = await view.fetch(first)
+    while rows:
+        yield rows
+        if len(rows) < PAGE:
+            return
+        rows = await view.fetch(after, *(rows[-1][name] for name in key))
 
 
 def _linked(source: Path, target: Path, size: int) -> bool:

@@ -7,7 +7,7 @@ from openiodm.access.model import Actor
 from openiodm.clock import DAY, Clock, Instant, random_id, random_secret
 from openiodm.errors import Reason, Refusal
 from openiodm.notifications.callbacks import Guard, parse_callback
-from openiodm.notifications.model import CallbackSecurity, NoticeKey, NotifyType, SubscriptionFilter
+from openiodm.notifications.model import CallbackSecurity, NoticeKey, NotifyType, SubscriptionFilter, SubscriptionKey
 from openiodm.notifications.ports import NewSubscription, NoticesWork, NoticesWriter
 from openiodm.notifications.queries import SubscriptionQueries
 from openiodm.notifications.tls import check_security
@@ -23,6 +23,7 @@ class SubscriptionCommands:
         self._queries = queries
         self._clock = clock
         self._guard = guard
+        self._swept = SubscriptionKey(0)  # up to which deleted ones were looked at; a few, the next ones every time
 
     async def subscribe(
         self, actor: Actor, notify_type: NotifyType, callback_url: str | None, *, replace_old: bool = False
@@ -162,10 +163,12 @@ class SubscriptionCommands:
         """Removes notices of deleted subscriptions, and undelivered ones older than that; a chunk of each."""
         before = Instant(self._clock.now() - keep_days * DAY)
 
-        async def sweep(work: NoticesWork) -> int:
-            return await work.subscriptions.sweep(CHUNK) + await work.subscriptions.prune(before, CHUNK)
+        async def sweep(work: NoticesWork) -> tuple[int, SubscriptionKey]:
+            swept, after = await work.subscriptions.sweep(self._swept, CHUNK)
+            return swept + await work.subscriptions.prune(before, CHUNK), after
 
-        return await self._writer.run(sweep)
+        removed, self._swept = await self._writer.run(sweep)
+        return removed
 
 
 def _unknown() -> Refusal:

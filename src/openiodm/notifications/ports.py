@@ -52,12 +52,15 @@ class SubscriptionRows(Protocol):
         """How many there were."""
         ...
 
-    async def sweep(self, limit: int) -> int:
-        """Removes up to `limit` notices of deleted subscriptions; how many there were."""
+    async def sweep(self, after: SubscriptionKey, limit: int) -> tuple[int, SubscriptionKey]:
+        """Removes up to `limit` notices of some deleted subscriptions beyond `after`.
+
+        How many there were, and beyond which to look next; 0, which is before all, when none is left.
+        """
         ...
 
     async def prune(self, before: Instant, limit: int) -> int:
-        """Removes up to `limit` notices given up before that moment; how many there were."""
+        """Removes up to `limit` notices given up before that moment, of each subscription the first; how many."""
         ...
 
     async def replay(self, application: ApplicationKey, notice: NoticeKey, now: Instant) -> bool:
@@ -217,7 +220,7 @@ class OutboxRows(Protocol):
         ...
 
     async def give_up(self, receiver: ReceiverKey, before: Instant, error: str, now: Instant, limit: int) -> int:
-        """Gives up to `limit` pending notices up that were written before that moment; how many there were."""
+        """Gives up to `limit` notices up that are pending since before that moment, of each subscription the first."""
         ...
 
 

@@ -8,7 +8,7 @@ from openiodm.clock import Instant
 from openiodm.notifications.model import CallbackSecurity, NoticeKey, ReceiverKey, SubscriptionKey
 from openiodm.notifications.ports import Failed, Health, Pending, Receiver
 from openiodm.storage.engine import Reader, Tx, UpdateMany
-from openiodm.storage.subscriptions import read_security
+from openiodm.storage.subscriptions import oldest, read_security
 
 _WANTING = """
 SELECT r.id FROM receiver r WHERE (r.owner IS NULL OR r.lease_until < $1)
@@ -61,11 +61,20 @@ _FAILED = UpdateMany(
 )
 _DELIVERED_AT = UpdateMany("subscription", {"id": "bigint"}, {"last_delivered_at": "bigint"})
 _ERROR = UpdateMany("subscription", {"id": "bigint"}, {"last_error": "text", "last_error_at": "bigint"})
+# As `_PRUNABLE` and `_UNDELIVERED_FIRST` in `subscriptions.py`.
+_OVERDUE = """
+SELECT s.id FROM subscription s WHERE s.receiver_id = $1 AND s.deleted_at IS NULL AND (
+    SELECT n.pending_since FROM notice n WHERE n.subscription_id BETWEEN s.id AND s.id AND n.given_up_at IS NULL
+    ORDER BY n.subscription_id, n.id LIMIT 1
+) < $2 ORDER BY s.id
+"""
+_PENDING_FIRST = """
+SELECT id, pending_since FROM notice WHERE subscription_id BETWEEN $1 AND $1 AND given_up_at IS NULL
+ORDER BY subscription_id, id LIMIT $2
+"""
 _GIVE_UP = """
-UPDATE notice SET given_up_at = $4, due_at = NULL, last_error = $3 WHERE id IN (
-    SELECT n.id FROM subscription s JOIN notice n ON n.subscription_id = s.id AND n.given_up_at IS NULL
-    WHERE s.receiver_id = $1 AND s.deleted_at IS NULL AND n.pending_since < $2 LIMIT $5
-)
+UPDATE notice SET given_up_at = $4, due_at = NULL, last_error = $3
+WHERE id = ANY($1::bigint[]) AND given_up_at IS NULL AND pending_since < $2
 """
 
 
@@ -116,7 +125,9 @@ class OutboxRows:
 
     async def give_up(self, receiver: ReceiverKey, before: Instant, error: str, now: Instant, limit: int) -> int:
         """See the port."""
-        return await self._tx.execute(_GIVE_UP, receiver, before, error, now, limit)
+        overdue = await self._tx.fetch(_OVERDUE, receiver, before)
+        old = await oldest(self._tx, _PENDING_FIRST, overdue, before, limit)
+        return await self._tx.execute(_GIVE_UP, old, before, error, now) if old else 0
 
 
 class OutboxReads:

@@ -18,6 +18,8 @@ from openiodm.notifications.model import (
 from openiodm.notifications.ports import NewSubscription
 from openiodm.storage.engine import Database, Reader, Row, Tx
 
+LOOKED_AT = 500  # deleted subscriptions; their rows stay
+
 _LIVE = "application_id = $1 AND deleted_at IS NULL"
 _COLUMNS = "id, subscription_id, notify_type, callback_url, created_at"
 _WHERE = f"""{_LIVE} AND (CAST($2 AS text) IS NULL OR notify_type = $2)
@@ -34,12 +36,28 @@ _REDIRECT = f"UPDATE subscription SET callback_url = $3, receiver_id = $4 WHERE 
 _DELETE = f"UPDATE subscription SET deleted_at = $3 WHERE {_LIVE} AND subscription_id = $2"
 _DELETE_MANY = f"UPDATE subscription SET deleted_at = $4 WHERE {_WHERE}"
 
+# Every index of `notice` is of the pending or of the undelivered ones of subscriptions: what fits none reads them all.
+_DELETED = f"""
+SELECT id FROM subscription WHERE id > $1 AND deleted_at IS NOT NULL ORDER BY id LIMIT {LOOKED_AT}
+"""
 _SWEEP = """
 DELETE FROM notice WHERE id IN (
-    SELECT n.id FROM notice n JOIN subscription s ON s.id = n.subscription_id WHERE s.deleted_at IS NOT NULL LIMIT $1
+    SELECT id FROM notice WHERE subscription_id = ANY($1::bigint[]) AND given_up_at IS NULL
+    UNION ALL SELECT id FROM notice WHERE subscription_id = ANY($1::bigint[]) AND given_up_at IS NOT NULL LIMIT $2
 )
 """
-_PRUNE = "DELETE FROM notice WHERE id IN (SELECT id FROM notice WHERE given_up_at < $1 LIMIT $2)"
+# BETWEEN for "=", or PostgreSQL would look for the first of one subscription by the key of all notices.
+_PRUNABLE = """
+SELECT s.id FROM subscription s WHERE s.deleted_at IS NULL AND (
+    SELECT n.given_up_at FROM notice n WHERE n.subscription_id BETWEEN s.id AND s.id AND n.given_up_at IS NOT NULL
+    ORDER BY n.subscription_id, n.id LIMIT 1
+) < $1 ORDER BY s.receiver_id
+"""
+_UNDELIVERED_FIRST = """
+SELECT id, given_up_at FROM notice WHERE subscription_id BETWEEN $1 AND $1 AND given_up_at IS NOT NULL
+ORDER BY subscription_id, id LIMIT $2
+"""
+_PRUNE = "DELETE FROM notice WHERE id = ANY($1::bigint[]) AND given_up_at < $2"
 _REPLAY = """
 UPDATE notice SET given_up_at = NULL, due_at = NULL, first_tried_at = NULL, attempts = 0, pending_since = $2
 WHERE id = ANY($1::bigint[])
@@ -110,13 +128,18 @@ class SubscriptionRows:
         """See the port."""
         return await self._tx.execute(_DELETE_MANY, application, where.notify_type, where.callback_url, now)
 
-    async def sweep(self, limit: int) -> int:
+    async def sweep(self, after: SubscriptionKey, limit: int) -> tuple[int, SubscriptionKey]:
         """See the port."""
-        return await self._tx.execute(_SWEEP, limit)
+        deleted = [row[0] for row in await self._tx.fetch(_DELETED, after)]
+        count = await self._tx.execute(_SWEEP, deleted, limit) if deleted else 0
+        if count == limit:
+            return count, after
+        return count, SubscriptionKey(deleted[-1] if len(deleted) == LOOKED_AT else 0)
 
     async def prune(self, before: Instant, limit: int) -> int:
         """See the port."""
-        return await self._tx.execute(_PRUNE, before, limit)
+        old = await oldest(self._tx, _UNDELIVERED_FIRST, await self._tx.fetch(_PRUNABLE, before), before, limit)
+        return await self._tx.execute(_PRUNE, old, before) if old else 0
 
     async def replay(self, application: ApplicationKey, notice: NoticeKey, now: Instant) -> bool:
         """See the port."""
@@ -204,6 +227,22 @@ class SubscriptionStore:
     async def security(self, application: ApplicationKey) -> CallbackSecurity:
         """See the port."""
         return await read_security(self._database, application)
+
+
+async def oldest(tx: Tx, first: str, subscriptions: Sequence[Row], before: Instant, limit: int) -> list[NoticeKey]:
+    """Which of the first notices of these subscriptions are older than that; `limit` are looked at, over all of them.
+
+    `first` reads a subscription's first notices by key, with their times, which rise with their keys. One that was
+    replayed is younger than the next: it hides those for as long as it is.
+    """
+    found: list[NoticeKey] = []
+    for subscription in subscriptions:
+        rows = await tx.fetch(first, subscription[0], limit)
+        found += [row[0] for row in rows if row[1] < before]
+        limit -= len(rows)
+        if not limit:
+            break
+    return found
 
 
 async def read_security(reader: Reader, application: ApplicationKey) -> CallbackSecurity:

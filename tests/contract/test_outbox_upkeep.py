@@ -72,7 +72,7 @@ class Outbox:
         self.clock = clock
         self.seen: Seen | None = None
         queries = SubscriptionQueries(SubscriptionStore(database))
-        self.commands = SubscriptionCommands(cast("Any", self), queries, clock, Guard(()))
+        self.commands = SubscriptionCommands(cast("Any", self), queries, clock, Guard())
 
     async def run(self, command: Callable[[Any], Awaitable[Any]]) -> Any:
         """As the writer does."""

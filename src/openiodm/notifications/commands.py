@@ -1,5 +1,6 @@
 """What applications ask of this room: subscribe, unsubscribe, replay, and what their callbacks need."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -128,7 +129,7 @@ class SubscriptionCommands:
         Raises:
             Refusal: BAD_INPUT with the field; it is no PEM, or the key is not the certificate's.
         """
-        check_security(ca_pem, certificate_pem, key_pem)
+        await asyncio.to_thread(check_security, ca_pem, certificate_pem, key_pem)
 
         async def change(work: NoticesWork) -> CallbackSecurity:
             old = await work.subscriptions.lock_security(actor.application)

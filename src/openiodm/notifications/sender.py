@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Protocol
 
@@ -34,7 +35,7 @@ KEEP_ALIVE_S = 4.0  # less than servers mostly keep idle connections
 ANSWER_BYTES = 64 * 1024  # of an answer that are read, so that its connection can be used again
 LOOKUPS_AT_ONCE = 16
 ERROR_CHARS = 256
-CONTEXTS = 256  # applications whose TLS settings are remembered
+CONTEXTS = 256  # applications' own TLS contexts that are remembered; each takes about 1 MiB
 
 Security = Callable[[ApplicationKey], Awaitable[CallbackSecurity]]
 
@@ -78,6 +79,15 @@ class Tracer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Secured:
+    """What an application set at that moment."""
+
+    changed_at: Instant
+    context: ssl.SSLContext
+    secret: str | None
+
+
 class HttpSender:
     """Sends until it is closed; connections are kept and shared by all receivers."""
 
@@ -86,8 +96,9 @@ class HttpSender:
         self._clock = clock
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._security = security
-        self._secured: dict[tuple[ApplicationKey, Instant], tuple[ssl.SSLContext, str | None]] = {}
+        self._secured: dict[ApplicationKey, _Secured] = {}  # the one that was used last comes last
         self._plain: ssl.SSLContext | None = None
+        self._building = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
         self.tracer: Tracer | None = None
 
@@ -118,17 +129,9 @@ class HttpSender:
     async def _attempt(self, notice: Pending, traced: Mapping[str, str]) -> str | None:
         try:
             self._guard.check(parse_callback(notice.callback_url))
-            context, secret = await self._of_application(notice)
-            body = notice.body.encode()
-            async with self._open().post(
-                notice.callback_url,
-                data=body,
-                headers={**self._headers(notice, body, secret), **traced},
-                ssl=context,
-                allow_redirects=False,
-            ) as answer:
-                await answer.content.read(ANSWER_BYTES)
-                return _verdict(answer.status)
+            async with asyncio.timeout(self._timeout.total):
+                context, secret = await self._of_application(notice)
+                return await self._post(notice, context, secret, traced)
         except aiohttp.ServerDisconnectedError:
             raise
         except Refusal as refusal:
@@ -137,6 +140,20 @@ class HttpSender:
             return f"no answer within {self._timeout.total:g} s"
         except (aiohttp.ClientError, OSError, ssl.SSLError, ValueError) as error:
             return _named(error)
+
+    async def _post(
+        self, notice: Pending, context: ssl.SSLContext, secret: str | None, traced: Mapping[str, str]
+    ) -> str | None:
+        body = notice.body.encode()
+        async with self._open().post(
+            notice.callback_url,
+            data=body,
+            headers={**self._headers(notice, body, secret), **traced},
+            ssl=context,
+            allow_redirects=False,
+        ) as answer:
+            await answer.content.read(ANSWER_BYTES)
+            return _verdict(answer.status)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -159,18 +176,37 @@ class HttpSender:
 
     async def _of_application(self, notice: Pending) -> tuple[ssl.SSLContext, str | None]:
         """What the application set, as it was last changed."""
-        if notice.security_changed_at is None:
-            self._plain = self._plain or client_context(None, None, None)
-            return self._plain, None
-        key = (notice.application, notice.security_changed_at)
-        found = self._secured.get(key)
+        found = self._known(notice)
         if found is None:
-            s = await self._security(notice.application)
-            found = client_context(s.ca_pem, s.certificate_pem, s.key_pem), s.signing_secret
-            if len(self._secured) >= CONTEXTS:
-                self._secured.clear()
-            self._secured[key] = found
+            async with self._building:  # each once, however many notices wait for it
+                found = self._known(notice) or await self._build(notice)
         return found
+
+    def _known(self, notice: Pending) -> tuple[ssl.SSLContext, str | None] | None:
+        if notice.security_changed_at is None:
+            return None if self._plain is None else (self._plain, None)
+        found = self._secured.get(notice.application)
+        if found is None or found.changed_at < notice.security_changed_at:
+            return None
+        self._secured[notice.application] = self._secured.pop(notice.application)
+        return found.context, found.secret
+
+    async def _build(self, notice: Pending) -> tuple[ssl.SSLContext, str | None]:
+        """Reading all of the system's authorities takes some 20 ms, which the event loop has not."""
+        if self._plain is None:
+            self._plain = await asyncio.to_thread(client_context, None, None, None)
+        if notice.security_changed_at is None:
+            return self._plain, None
+        context, s = self._plain, await self._security(notice.application)
+        if s.ca_pem is not None or s.certificate_pem is not None:
+            context = await asyncio.to_thread(client_context, s.ca_pem, s.certificate_pem, s.key_pem)
+        self._secured.pop(notice.application, None)
+        changed_at = notice.security_changed_at if s.changed_at is None else s.changed_at
+        self._secured[notice.application] = _Secured(changed_at, context, s.signing_secret)
+        own = [a for a, secured in self._secured.items() if secured.context is not self._plain]
+        if len(own) > CONTEXTS:
+            del self._secured[own[0]]
+        return context, s.signing_secret
 
     def _headers(self, notice: Pending, body: bytes, secret: str | None) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "User-Agent": f"OpenIODM/{__version__}"}

@@ -53,6 +53,7 @@ class _Request(asyncio.Protocol):
         self._data = data
         self._heard = b""
         self.answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())  # it may be too late
 
     def connection_made(self, transport: Any) -> None:
         transport.write(self._data)

@@ -340,6 +340,7 @@ SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("login_count", {"application": "a", "network": "::", "known_at": 1, "owed": 60_000, "updated_at": 2}),
     ],
     "0011": [],  # a column that is empty in old rows
+    "0012": [],  # an index
 }
 
 # What a row of SAMPLES is when a later revision changes it on purpose: (table, column) -> old value to new value.

@@ -1,25 +1,29 @@
 """Upkeep of notices and receivers, on the event loop and within the writer's transaction: every look is bounded."""
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from openiodm.access.model import ApplicationKey
 from openiodm.clock import DAY, Instant
 from openiodm.notifications.callbacks import Guard
 from openiodm.notifications.commands import CHUNK, SubscriptionCommands
-from openiodm.notifications.model import ReceiverKey
+from openiodm.notifications.model import NotifyType, ReceiverKey
+from openiodm.notifications.ports import NewSubscription
 from openiodm.notifications.queries import SubscriptionQueries
 from openiodm.storage.engine import Database, InsertMany, Tx
 from openiodm.storage.notices import INSERT
-from openiodm.storage.outbox import OutboxRows
+from openiodm.storage.outbox import OutboxReads, OutboxRows
 from openiodm.storage.subscriptions import LOOKED_AT, SubscriptionRows, SubscriptionStore
 from tests.conftest import ManualClock
 
 KEEP_DAYS = 30
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 HERE, THERE = ReceiverKey(1), ReceiverKey(2)
 SUBSCRIPTION = InsertMany(
     "subscription",
@@ -82,8 +86,8 @@ class Outbox:
             return await command(SimpleNamespace(subscriptions=SubscriptionRows(rows), outbox=OutboxRows(rows)))
 
     @asynccontextmanager
-    async def looking(self) -> AsyncIterator[None]:
-        """What is asked meanwhile reads no more of a large table than a range of an index."""
+    async def looking(self, large: str = "n|notice") -> AsyncIterator[None]:
+        """What is asked meanwhile reads no more of these tables than a range of an index."""
         async with self.database.transaction() as tx:
             if self.database.engine == "postgresql":
                 await tx.execute("ANALYZE")
@@ -92,13 +96,21 @@ class Outbox:
         async with self.database.transaction() as tx:
             self.seen.tx = tx
             plans = await self.seen.plans(self.database.engine)
-        assert "otice" in plans
-        assert not re.search(r"SCAN s(?! USING INDEX \w+_live)|SCAN (n|notice)\b|Seq Scan on notice", plans), plans
-        assert not re.search(r"Scan using pk_notice.*\n +Filter", plans), plans
+        assert "notice" in plans
+        assert not re.search(r"SCAN s(?! USING INDEX \w+_live)", plans), plans
+        assert not re.search(rf"SCAN ({large})\b|Seq Scan on ({large})\b", plans), plans
+        assert not re.search(rf"Scan using pk_\w+ on ({large})\b.*\n +Filter", plans), plans
 
     async def insert(self, statement: InsertMany, rows: Sequence[tuple[Any, ...]]) -> None:
         async with self.database.transaction() as tx:
             await tx.insert_many(statement, rows)
+
+    async def receivers(self, keys: Iterable[int], owner: str | None = None, lease_until: int | None = None) -> None:
+        statement = InsertMany("receiver", {"id": "bigint", "name": "text", "owner": "text", "lease_until": "bigint"})
+        await self.insert(statement, [(k, f"h:{k}", owner, lease_until) for k in keys])
+
+    async def receivers_left(self) -> list[int]:
+        return [row[0] for row in await self.database.fetch("SELECT id FROM receiver ORDER BY id")]
 
     async def subscribe(self, keys: Sequence[int], receiver: ReceiverKey = HERE, *, deleted: bool = False) -> None:
         await self.insert(
@@ -136,6 +148,10 @@ async def outbox(database: Database, clock: ManualClock) -> Outbox:
         )
         await tx.execute("INSERT INTO receiver (id, name) VALUES (1, 'h:1'), (2, 'h:2')")
     return Outbox(database, clock)
+
+
+def another(name: str) -> NewSubscription:
+    return NewSubscription(f"to {name}", ApplicationKey(1), NotifyType.FW_RESULT, f"http://{name}/", name)
 
 
 async def test_a_full_outbox_with_nothing_to_remove_is_not_read(outbox: Outbox) -> None:
@@ -214,3 +230,69 @@ async def test_what_has_waited_for_too_long_is_given_up_of_every_subscription_of
     row = await outbox.database.fetchrow("SELECT given_up_at, due_at, last_error FROM notice ORDER BY id LIMIT 1")
     assert row is not None
     assert tuple(row) == (outbox.clock.now(), None, "silent")
+
+
+async def test_receivers_that_no_subscription_names_any_more_go(outbox: Outbox) -> None:
+    """One that was redirected from port to port left one each."""
+    now = outbox.clock.now()
+    await outbox.receivers(range(10, 10 + LOOKED_AT))
+    await outbox.receivers([3000], "alive", now)
+    await outbox.receivers([3001], "gone", now - 1)
+    await outbox.receivers([3002, 3003, 3004])
+    await outbox.subscribe([1])
+    await outbox.subscribe([2], ReceiverKey(3002))
+    await outbox.subscribe([3], ReceiverKey(3003), deleted=True)
+    await outbox.pending(2, 1, now)
+    for _ in range(2):
+        await outbox.commands.sweep(KEEP_DAYS)
+    assert await outbox.receivers_left() == [HERE, 3000, 3002, 3003]
+    await outbox.receivers([20])
+    await outbox.commands.sweep(KEEP_DAYS)
+    assert await outbox.receivers_left() == [HERE, 3000, 3002, 3003]
+
+
+async def test_receivers_that_are_not_wanted_cost_nothing(outbox: Outbox) -> None:
+    await outbox.receivers(range(10, 3000), "gone", 1)
+    await outbox.receivers([3000])
+    await outbox.subscribe([1])
+    await outbox.subscribe([2], ReceiverKey(3000))
+    await outbox.subscribe([3], ReceiverKey(3000), deleted=True)
+    await outbox.subscribe(range(10, 3000), THERE, deleted=True)
+    for subscription, count in ((2, 2000), (3, 2), (10, 2)):
+        await outbox.pending(subscription, count, outbox.clock.now())
+
+    async def wanting(work: Any) -> Sequence[ReceiverKey]:
+        return await OutboxReads(work.subscriptions._tx).wanting(outbox.clock.now(), 10)
+
+    async with outbox.looking("n|notice|r|receiver"):
+        assert await outbox.run(wanting) == [3000]
+    async with outbox.looking("n|notice|r|receiver"):
+        await outbox.commands.sweep(KEEP_DAYS)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_receiver_that_another_server_just_subscribes_to_stays(outbox: Outbox) -> None:
+    async with asyncio.timeout(60):
+        async with outbox.database.transaction() as tx:
+            assert await SubscriptionRows(tx).insert(another("h:2"), outbox.clock.now())
+            await outbox.commands.sweep(KEEP_DAYS)  # waits for nobody
+        assert await outbox.receivers_left() == [THERE]
+        await outbox.commands.sweep(KEEP_DAYS)
+    assert await outbox.database.fetchval("SELECT receiver_id FROM subscription") == THERE
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_who_subscribes_to_a_receiver_that_just_goes_gets_a_new_one(outbox: Outbox) -> None:
+    async def subscribe(work: Any) -> bool:
+        return bool(await work.subscriptions.insert(another("h:2"), outbox.clock.now()))
+
+    async with asyncio.timeout(60):
+        async with outbox.database.transaction() as tx:
+            assert await SubscriptionRows(tx).forget_receivers(ReceiverKey(0), outbox.clock.now()) == 0
+            waits = asyncio.create_task(outbox.run(subscribe))
+            while not await outbox.database.fetchval(WAITING):  # noqa: ASYNC110 - PostgreSQL tells nobody
+                await asyncio.sleep(0.01)
+        assert await waits
+    (left,) = await outbox.receivers_left()
+    assert left != THERE
+    assert await outbox.database.fetchval("SELECT receiver_id FROM subscription") == left

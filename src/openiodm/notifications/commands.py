@@ -8,7 +8,14 @@ from openiodm.access.model import Actor
 from openiodm.clock import DAY, Clock, Instant, random_id, random_secret
 from openiodm.errors import Reason, Refusal
 from openiodm.notifications.callbacks import Guard, parse_callback
-from openiodm.notifications.model import CallbackSecurity, NoticeKey, NotifyType, SubscriptionFilter, SubscriptionKey
+from openiodm.notifications.model import (
+    CallbackSecurity,
+    NoticeKey,
+    NotifyType,
+    ReceiverKey,
+    SubscriptionFilter,
+    SubscriptionKey,
+)
 from openiodm.notifications.ports import NewSubscription, NoticesWork, NoticesWriter
 from openiodm.notifications.queries import SubscriptionQueries
 from openiodm.notifications.tls import check_security
@@ -24,7 +31,8 @@ class SubscriptionCommands:
         self._queries = queries
         self._clock = clock
         self._guard = guard
-        self._swept = SubscriptionKey(0)  # up to which deleted ones were looked at; a few, the next ones every time
+        # Up to which deleted subscriptions and receivers were looked at: a few, the next ones every time.
+        self._swept, self._kept = SubscriptionKey(0), ReceiverKey(0)
 
     async def subscribe(
         self, actor: Actor, notify_type: NotifyType, callback_url: str | None, *, replace_old: bool = False
@@ -161,14 +169,19 @@ class SubscriptionCommands:
         return now if old.changed_at is None else Instant(max(now, old.changed_at + 1))
 
     async def sweep(self, keep_days: int) -> int:
-        """Removes notices of deleted subscriptions, and undelivered ones older than that; a chunk of each."""
-        before = Instant(self._clock.now() - keep_days * DAY)
+        """Removes notices of deleted subscriptions, and undelivered ones older than that: a chunk of each; how many.
 
-        async def sweep(work: NoticesWork) -> tuple[int, SubscriptionKey]:
+        And receivers that no subscription leads to any more.
+        """
+        now = self._clock.now()
+        before = Instant(now - keep_days * DAY)
+
+        async def sweep(work: NoticesWork) -> tuple[int, SubscriptionKey, ReceiverKey]:
             swept, after = await work.subscriptions.sweep(self._swept, CHUNK)
-            return swept + await work.subscriptions.prune(before, CHUNK), after
+            pruned = await work.subscriptions.prune(before, CHUNK)
+            return swept + pruned, after, await work.subscriptions.forget_receivers(self._kept, now)
 
-        removed, self._swept = await self._writer.run(sweep)
+        removed, self._swept, self._kept = await self._writer.run(sweep)
         return removed
 
 

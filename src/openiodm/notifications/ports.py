@@ -63,6 +63,13 @@ class SubscriptionRows(Protocol):
         """Removes up to `limit` notices given up before that moment, of each subscription the first; how many."""
         ...
 
+    async def forget_receivers(self, after: ReceiverKey, now: Instant) -> ReceiverKey:
+        """Removes some receivers beyond `after`: those that nobody holds and no subscription names, deleted or not.
+
+        Answers beyond which to look next; 0 when none is left.
+        """
+        ...
+
     async def replay(self, application: ApplicationKey, notice: NoticeKey, now: Instant) -> bool:
         """Makes an undelivered notice pending again, as if it were new. False when it is not undelivered."""
         ...

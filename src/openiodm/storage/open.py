@@ -10,7 +10,7 @@ from openiodm.storage.engine import Database
 from openiodm.storage.postgres import PostgresDatabase
 from openiodm.storage.sqlite import SqliteDatabase
 
-HEAD = "0011"  # the newest revision in migrations/versions; a test holds it equal to Alembic's
+HEAD = "0012"  # the newest revision in migrations/versions; a test holds it equal to Alembic's
 
 
 def sqlite_path(url: str) -> Path | None:

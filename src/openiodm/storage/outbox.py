@@ -11,11 +11,9 @@ from openiodm.storage.engine import Reader, Tx, UpdateMany
 from openiodm.storage.subscriptions import oldest, read_security
 
 _WANTING = """
-SELECT r.id FROM receiver r WHERE (r.owner IS NULL OR r.lease_until < $1)
-AND EXISTS (
-    SELECT 1 FROM subscription s JOIN notice n ON n.subscription_id = s.id AND n.given_up_at IS NULL
-    WHERE s.receiver_id = r.id AND s.deleted_at IS NULL
-) LIMIT $2
+SELECT DISTINCT s.receiver_id FROM subscription s JOIN receiver r ON r.id = s.receiver_id
+WHERE s.deleted_at IS NULL AND (r.owner IS NULL OR r.lease_until < $1)
+AND EXISTS (SELECT 1 FROM notice n WHERE n.subscription_id = s.id AND n.given_up_at IS NULL) LIMIT $2
 """
 _LOCK = "SELECT id FROM receiver WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE"
 # One that was taken by another and given back since is free, and not ours to be lengthened.

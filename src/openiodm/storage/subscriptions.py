@@ -10,6 +10,7 @@ from openiodm.notifications.model import (
     Notice,
     NoticeKey,
     NotifyType,
+    ReceiverKey,
     Subscription,
     SubscriptionFilter,
     SubscriptionHealth,
@@ -18,7 +19,7 @@ from openiodm.notifications.model import (
 from openiodm.notifications.ports import NewSubscription
 from openiodm.storage.engine import Database, Reader, Row, Tx
 
-LOOKED_AT = 500  # deleted subscriptions; their rows stay
+LOOKED_AT = 200  # deleted subscriptions, whose rows stay, and receivers
 
 _LIVE = "application_id = $1 AND deleted_at IS NULL"
 _COLUMNS = "id, subscription_id, notify_type, callback_url, created_at"
@@ -68,6 +69,15 @@ WHERE s.{_LIVE} AND n.given_up_at IS NOT NULL
 """
 _UNDELIVERED_ONE = f"{_UNDELIVERED} AND n.id = $2 FOR UPDATE OF n"
 _UNDELIVERED_OF = f"{_UNDELIVERED} AND s.subscription_id = $2 AND n.id > $3 ORDER BY n.id LIMIT $4 FOR UPDATE OF n"
+
+_RECEIVERS = f"SELECT id FROM receiver WHERE id > $1 ORDER BY id LIMIT {LOOKED_AT}"
+_UNUSED = """
+r.id = ANY($1::bigint[]) AND (r.owner IS NULL OR r.lease_until < $2)
+AND NOT EXISTS (SELECT 1 FROM subscription s WHERE s.receiver_id = r.id)
+"""
+# Who subscribes holds its row's lock; what such a transaction has committed before ours came by, the DELETE sees.
+_LOCK_UNUSED = f"SELECT r.id FROM receiver r WHERE {_UNUSED} ORDER BY r.id FOR UPDATE OF r SKIP LOCKED"
+_FORGET = f"DELETE FROM receiver AS r WHERE {_UNUSED}"
 
 _SECURITY = """
 SELECT ca_pem, certificate_pem, key_pem, signing_secret, changed_at FROM callback_security WHERE application_id = $1
@@ -140,6 +150,14 @@ class SubscriptionRows:
         """See the port."""
         old = await oldest(self._tx, _UNDELIVERED_FIRST, await self._tx.fetch(_PRUNABLE, before), before, limit)
         return await self._tx.execute(_PRUNE, old, before) if old else 0
+
+    async def forget_receivers(self, after: ReceiverKey, now: Instant) -> ReceiverKey:
+        """See the port."""
+        looked_at = [row[0] for row in await self._tx.fetch(_RECEIVERS, after)]
+        unused = [row[0] for row in await self._tx.fetch(_LOCK_UNUSED, looked_at, now)] if looked_at else []
+        if unused:
+            await self._tx.execute(_FORGET, unused, now)
+        return ReceiverKey(looked_at[-1] if len(looked_at) == LOOKED_AT else 0)
 
     async def replay(self, application: ApplicationKey, notice: NoticeKey, now: Instant) -> bool:
         """See the port."""

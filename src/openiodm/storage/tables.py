@@ -572,6 +572,7 @@ subscription = Table(
         sqlite_where=text("deleted_at IS NULL"),
         postgresql_where=text("deleted_at IS NULL"),
     ),
+    Index("ix_subscription_receiver", "receiver_id"),
     Index(
         "ix_subscription_receiver_live",
         "receiver_id",

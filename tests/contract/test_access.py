@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from openiodm.access.flow import MemoryFlow
-from openiodm.access.model import Product, TokenLives, hash_secret
+from openiodm.access.model import ApplicationKey, Product, TokenLives, hash_secret
 from openiodm.access.ports import FlowControl
 from openiodm.clock import Millis
 from openiodm.errors import Reason, Refusal
@@ -14,6 +14,7 @@ from openiodm.northbound.compat.credentials import CREDENTIALS
 from openiodm.northbound.compat.devices import DEVICES
 from openiodm.storage.access import SharedFlow
 from openiodm.storage.engine import Database
+from tests.conftest import ManualClock
 from tests.support.compat_server import LIVES, MovedClock, Server, no, serving
 
 LOGIN = "/iocm/app/sec/v1.1.0/login"
@@ -323,6 +324,48 @@ async def test_a_full_bucket_comes_back_after_a_minute_and_holds_no_more(databas
             clock.advance(180_000)
 
 
+async def admitted(flow: FlowControl, application: ApplicationKey, calls: int) -> int:
+    """How many of so many calls in a row."""
+    count = 0
+    for _ in range(calls):
+        try:
+            await flow.admit(application)
+        except Refusal as refused:
+            assert refused.reason is Reason.THROTTLED
+        else:
+            count += 1
+    return count
+
+
+async def test_a_clock_that_was_far_ahead_shuts_nobody_out_when_it_is_set_right(
+    database: Database, clock: MovedClock
+) -> None:
+    async with serving(database, clock) as server:
+        key = (await server.application()).actor.application
+        flow = flow_of(database, clock, 7)
+        assert await admitted(flow, key, 8) == 7
+        clock.advance(-3_600_000)
+        assert await admitted(flow, key, 8) == 7  # a full bucket, and no more than that
+        clock.advance(60_000)
+        assert await admitted(flow, key, 8) == 7
+
+
+@pytest.mark.parametrize("back", [1_000, 59_999, 60_000, 60_001])
+async def test_a_clock_that_is_set_back_a_little_refuses_for_no_longer_than_that_and_a_call(
+    database: Database, clock: MovedClock, back: int
+) -> None:
+    async with serving(database, clock) as server:
+        key = (await server.application()).actor.application
+        flow = flow_of(database, clock, 10)
+        assert await admitted(flow, key, 11) == 10
+        clock.advance(-back)
+        assert await admitted(flow, key, 11) == (10 if back > 60_000 else 0)
+        clock.advance(60_000)  # the most that is remembered of a refusal
+        await admitted(flow, key, 11)
+        clock.advance(6_000)
+        assert await admitted(flow, key, 1) == 1
+
+
 async def test_flow_control_refuses_no_one_when_off_and_counts_no_login(database: Database, clock: MovedClock) -> None:
     async with serving(database, clock, flow=flow_of(database, clock, 0)) as server:
         app = await server.application()
@@ -351,16 +394,26 @@ async def test_servers_on_one_postgresql_share_the_bucket(database: Database, cl
     async with serving(database, clock) as server:
         key = (await server.application()).actor.application
         flows = [SharedFlow(database, clock, 100) for _ in range(3)]
-
-        async def admitted(flow: FlowControl) -> bool:
-            try:
-                await flow.admit(key)
-            except Refusal:
-                return False
-            return True
-
-        outcomes = await asyncio.gather(*(admitted(flows[i % 3]) for i in range(300)))
+        outcomes = await asyncio.gather(*(admitted(flows[i % 3], key, 1) for i in range(300)))
         assert sum(outcomes) == 100
+
+
+async def test_a_server_whose_clock_is_far_ahead_shuts_nobody_out_of_the_others(
+    database: Database, clock: MovedClock
+) -> None:
+    if database.engine != "postgresql":
+        pytest.skip("a SQLite file has one server")
+    async with serving(database, clock) as server:
+        key = (await server.application()).actor.application
+        ahead = ManualClock(clock.now() + 3_600_000)
+        right, wrong = SharedFlow(database, clock, 100), SharedFlow(database, ahead, 100)
+        assert await admitted(wrong, key, 101) == 100
+        assert await admitted(right, key, 101) == 100
+        ahead.advance(-3_600_000)  # it has compared its clock with the database's
+        assert await admitted(wrong, key, 1) == 0
+        clock.advance(6_000)
+        ahead.advance(6_000)
+        assert await admitted(right, key, 5) + await admitted(wrong, key, 6) == 10
 
 
 async def test_a_refusing_server_asks_the_database_again_when_the_next_call_is_due(

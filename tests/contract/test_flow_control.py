@@ -79,6 +79,13 @@ async def test_a_call_comes_back_every_six_hundred_milliseconds(world: World) ->
     assert await calls(world, headers, 101) == [OK] * 100 + [THROTTLED]
 
 
+async def test_a_clock_that_was_an_hour_ahead_shuts_nobody_out_when_it_is_set_right(world: World) -> None:
+    world.clock.advance(3_600_000)
+    assert await calls(world, await world.login(), 101) == [OK] * 100 + [THROTTLED]
+    world.clock.advance(-3_600_000)
+    assert await calls(world, await world.login(), 101) == [OK] * 100 + [THROTTLED]
+
+
 async def test_parallel_calls_are_counted_one_by_one(world: World) -> None:
     headers = await world.login()
     answers = await asyncio.gather(*(world.http.get(LIST, headers=headers) for _ in range(150)))

@@ -144,6 +144,17 @@ async def test_guesses_sent_at_once_are_a_debt_to_be_waited_for(
     assert await right(limit, "a", HOME)
 
 
+async def test_a_clock_that_was_far_ahead_locks_nobody_out_when_it_is_set_right(make: Make, clock: ManualClock) -> None:
+    limit = make(3)
+    assert [await wrong(limit, "a", HOME) for _ in range(4)][-1] is Reason.THROTTLED
+    clock.advance(-3_600_000)
+    assert [await wrong(limit, "a", HOME) for _ in range(4)] == [Reason.CREDENTIALS_WRONG] * 3 + [Reason.THROTTLED]
+    clock.advance(20_000)
+    assert [await wrong(limit, "a", HOME) for _ in range(2)] == [Reason.CREDENTIALS_WRONG, Reason.THROTTLED]
+    clock.advance(-50_000)  # a little back: what was counted still counts
+    assert not await right(limit, "a", HOME)
+
+
 async def test_what_is_remembered_in_memory_is_bounded(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(login_limit, "MOST_REMEMBERED", 10)
     counts = MemoryCounts(5)
@@ -179,6 +190,19 @@ async def test_guesses_at_all_servers_at_once_are_each_counted(make: Make, clock
     assert not await right(servers[0], "a", HOME)
     clock.advance(60_000)
     assert await right(servers[0], "a", HOME)
+
+
+@postgresql
+async def test_a_server_whose_clock_is_far_ahead_locks_nobody_out_of_the_others(
+    make: Make, clock: ManualClock, database: Database
+) -> None:
+    ahead = LoginLimit(ManualClock(clock.now() + 3_600_000), 3, SharedCounts(database, 3))
+    assert [await wrong(ahead, "a", HOME) for _ in range(4)][-1] is Reason.THROTTLED
+    limit = make(3)
+    assert [await wrong(limit, "a", HOME) for _ in range(4)] == [Reason.CREDENTIALS_WRONG] * 3 + [Reason.THROTTLED]
+    await wrong(ahead, "b", AWAY)
+    await limit.forget_old()
+    assert await kept(database) == {("a", ""), ("", HOME)}
 
 
 @postgresql

@@ -8,7 +8,8 @@ from openiodm.clock import Clock, Instant
 from openiodm.errors import Reason, Refusal
 
 PERIOD_MS = 60_000
-"""In which an empty bucket fills, in milliseconds."""
+"""In which an empty bucket fills, in milliseconds. What was counted at a moment that is further ahead than that was
+counted by a clock that was wrong: then nothing is known, and nobody is refused for it."""
 
 
 def throttled(per_minute: int) -> Refusal:
@@ -32,11 +33,13 @@ class MemoryFlow:
         n = self._per_minute
         if n == 0:
             return
-        now = self._clock.now() * n
-        full_at = max(now, self._full_at.get(application, 0)) + PERIOD_MS
-        if full_at - now > n * PERIOD_MS:
+        now, whole = self._clock.now() * n, n * PERIOD_MS
+        full_at = self._full_at.get(application, now)
+        if not now < full_at <= now + whole + whole:  # a whole bucket is owed at most, the rest is the clock's
+            full_at = now
+        if full_at + PERIOD_MS > now + whole:
             raise throttled(n)
-        self._full_at[application] = full_at
+        self._full_at[application] = full_at + PERIOD_MS
 
 
 class Refused:
@@ -50,11 +53,11 @@ class Refused:
         until = self._until.get(application)
         if until is None:
             return False
-        if now < until:
+        if now < until <= now + PERIOD_MS:
             return True
         del self._until[application]
         return False
 
-    def remember(self, application: ApplicationKey, until: Instant) -> None:
-        """Refused until then."""
-        self._until[application] = until
+    def remember(self, application: ApplicationKey, now: Instant, until: Instant) -> None:
+        """Refused until then, or for a period if that is shorter."""
+        self._until[application] = min(until, Instant(now + PERIOD_MS))

@@ -85,8 +85,9 @@ class MemoryCounts:
     def __init__(self, per_minute: int) -> None:
         self._per_minute = per_minute
         self.known: OrderedDict[LoginKey, None] = OrderedDict()
-        # As in `MemoryFlow`: the moment at which a count will be back at zero, in 1/N ms.
-        self.clear_at: OrderedDict[LoginKey, int] = OrderedDict()
+        # As in `MemoryFlow`: the moment at which a count will be back at zero, in 1/N ms; and when it was counted last,
+        # since a debt may lie any time ahead.
+        self.clear_at: OrderedDict[LoginKey, tuple[int, Instant]] = OrderedDict()
 
     async def look(self, keys: Sequence[LoginKey], now: Instant) -> Mapping[LoginKey, LoginStanding]:
         """What was used now goes last."""
@@ -94,17 +95,20 @@ class MemoryCounts:
         for key in keys:
             if known := key in self.known:
                 self.known.move_to_end(key)
-            found[key] = LoginStanding(known, max(0, self.clear_at.get(key, 0) - now * self._per_minute))
+            found[key] = LoginStanding(known, self._owed(key, now))
         return found
 
     async def add(self, keys: Sequence[LoginKey], now: Instant) -> None:
         """One more for each."""
-        at = now * self._per_minute
         for key in keys:
-            self.clear_at[key] = max(at, self.clear_at.get(key, 0)) + PERIOD_MS
+            self.clear_at[key] = now * self._per_minute + self._owed(key, now) + PERIOD_MS, now
             self.clear_at.move_to_end(key)
             if len(self.clear_at) > MOST_REMEMBERED:
                 self.clear_at.popitem(last=False)
+
+    def _owed(self, key: LoginKey, now: Instant) -> int:
+        clear_at, counted_at = self.clear_at.get(key, (0, now))
+        return max(0, clear_at - now * self._per_minute) if counted_at <= now + PERIOD_MS else 0
 
     async def know(self, pair: LoginKey, now: Instant) -> None:
         """As long as there is room."""

@@ -240,16 +240,19 @@ def _application(row: Row) -> Application:
     return Application(row[0], row[1], row[2], bool(row[3]), bool(row[4]), row[5] is not None)
 
 
-# A server whose clock is behind the one that wrote last neither refills nor sets the row's moment back. A call does not
-# wait for the disk: what a power loss forgets is a few calls.
-_REFILLED = "b.tokens + GREATEST(0, CAST($3 AS bigint) - b.updated_at) * CAST($5 AS double precision)"
+# A server whose clock is behind the one that wrote last neither refills nor sets the row's moment back; but one that is
+# behind by more than a period counts the bucket as full from its own moment on, since one of the two clocks is wrong.
+# A call does not wait for the disk: what a power loss forgets is a few calls.
+_SET_BACK = f"b.updated_at > CAST($3 AS bigint) + {PERIOD_MS}"
+_REFILLED = f"""LEAST(CAST($2 AS double precision), CASE WHEN {_SET_BACK} THEN CAST($2 AS double precision)
+ELSE b.tokens + GREATEST(0, CAST($3 AS bigint) - b.updated_at) * CAST($5 AS double precision) END)"""
 _TAKE_ONE = f"""
 INSERT INTO {{table}} AS b (application_id, tokens, updated_at)
 SELECT CAST($1 AS bigint), CAST($2 AS double precision) - CAST($4 AS double precision), CAST($3 AS bigint)
 FROM set_config('synchronous_commit', 'off', TRUE)
 ON CONFLICT (application_id) DO UPDATE
-SET tokens = LEAST(CAST($2 AS double precision), {_REFILLED}) - CAST($4 AS double precision),
-    updated_at = GREATEST(b.updated_at, CAST($3 AS bigint))
+SET tokens = {_REFILLED} - CAST($4 AS double precision),
+    updated_at = CASE WHEN {_SET_BACK} THEN CAST($3 AS bigint) ELSE GREATEST(b.updated_at, CAST($3 AS bigint)) END
 WHERE {_REFILLED} >= CAST($4 AS double precision)
 RETURNING tokens
 """
@@ -287,7 +290,7 @@ class SharedFlow:
             await self._alone.admit(application)
             return
         if taken is None:
-            self._refused.remember(application, await self._next(application, now))
+            self._refused.remember(application, now, await self._next(application, now))
             raise throttled(n)
 
     async def _next(self, application: ApplicationKey, now: Instant) -> Instant:

@@ -18,7 +18,10 @@ _LOOK = """
 SELECT l.application, l.network, l.known_at, l.owed, l.updated_at
 FROM unnest($1::text[], $2::text[]) AS k(application, network) JOIN login_count l USING (application, network)
 """
-_OWED = "GREATEST(0, l.owed - GREATEST(0, CAST({now} AS bigint) - l.updated_at) * CAST({n} AS bigint))"
+# What was counted more than a period ahead was counted by a clock that was wrong (`access.flow.PERIOD_MS`).
+_SET_BACK = f"l.updated_at > CAST({{now}} AS bigint) + {PERIOD_MS}"
+_OWED = f"""CASE WHEN {_SET_BACK} THEN 0
+ELSE GREATEST(0, l.owed - GREATEST(0, CAST({{now}} AS bigint) - l.updated_at) * CAST({{n}} AS bigint)) END"""
 # In the order of the keys, or two servers would wait for each other.
 _ADD = f"""
 INSERT INTO login_count AS l (application, network, owed, updated_at)
@@ -26,7 +29,8 @@ SELECT k.application, k.network, {PERIOD_MS}, CAST($3 AS bigint)
 FROM unnest($1::text[], $2::text[]) AS k(application, network), set_config('synchronous_commit', 'off', TRUE)
 ORDER BY k.application, k.network
 ON CONFLICT (application, network) DO UPDATE
-SET owed = {_OWED.format(now="$3", n="$4")} + {PERIOD_MS}, updated_at = GREATEST(l.updated_at, CAST($3 AS bigint))
+SET owed = {_OWED.format(now="$3", n="$4")} + {PERIOD_MS}, updated_at = CASE
+    WHEN {_SET_BACK.format(now="$3")} THEN CAST($3 AS bigint) ELSE GREATEST(l.updated_at, CAST($3 AS bigint)) END
 """
 _KNOW = """
 INSERT INTO login_count AS l (application, network, known_at, owed, updated_at)
@@ -53,7 +57,7 @@ class SharedCounts:
         """One read by key."""
         found = {}
         for r in await self._database.fetch(_LOOK, *_columns(keys)):
-            owed = max(0, r[3] - max(0, now - r[4]) * self._per_minute)
+            owed = max(0, r[3] - max(0, now - r[4]) * self._per_minute) if r[4] <= now + PERIOD_MS else 0
             found[r[0], r[1]] = LoginStanding(r[2] is not None, owed, r[2] is not None and r[2] < now - DAY)
         return found
 

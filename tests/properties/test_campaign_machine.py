@@ -406,6 +406,7 @@ class Campaigns(RuleBasedStateMachine):
                 break
             self.clock.advance(CLOCKS.online // 2)
         assert not unfinished, f"these never end: {unfinished}"
+        await self._run_jobs()  # the last clock may have ended a task whose results are still to be told
         await self.core.check_laws()
         await self._check_rows()
         for operation in self.operations:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from openiodm.access.model import Actor, ApplicationKey, Product
+from openiodm.campaigns import texts
 from openiodm.campaigns.commands import CampaignCommands
 from openiodm.campaigns.model import CampaignKey, Counters, Policy
 from openiodm.campaigns.queries import CampaignQueries
@@ -220,6 +221,35 @@ async def test_a_version_told_to_one_server_counts_in_a_grant_by_the_other(pair:
         await pair.someone_waits(2)
     await asyncio.gather(told, poll)
     assert (await one(first, task))[1] == Counters(total=1, success=1)
+
+
+@pytest.mark.parametrize("swapped_first", [True, False])
+async def test_a_swap_of_hardware_on_one_server_and_a_report_to_the_other_follow_each_other(
+    pair: Pair, *, swapped_first: bool
+) -> None:
+    first, second = pair.first, pair.second
+    devices = await first.add_devices(1)
+    task = await first.create(devices)
+    action = await first.grant(1)
+    swaps = DeviceCommands(second.writer, second.clock, second.commands, Silences(HOUR, Millis(2 * HOUR)))
+
+    def swap() -> asyncio.Task[Any]:
+        return asyncio.create_task(swaps.refresh_credentials(ACTOR, devices[0], node_id="another"))
+
+    def report() -> asyncio.Task[Any]:
+        return asyncio.create_task(first.signal(1, Result(action, False, LOG, detail="broken")))
+
+    async with pair.held() as tx:
+        await held_counters(tx, task)
+        one_of_them = swap() if swapped_first else report()
+        await pair.someone_waits(1)
+        other = report() if swapped_first else swap()
+        await pair.someone_waits(2)
+    await asyncio.gather(one_of_them, other)
+    assert await one(second, task) == ("failed", Counters(total=1, fail=1))
+    (upgrade,) = (await first.queries.upgrades(ACTOR, task, 0, 1))[1]
+    assert upgrade.detail == (texts.NODE_ID_CHANGED if swapped_first else "broken")
+    assert await pair.deadlocks() == 0
 
 
 async def test_a_device_deleted_during_an_expansion_elsewhere_has_no_open_upgrade(pair: Pair) -> None:

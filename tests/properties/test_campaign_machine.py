@@ -182,6 +182,17 @@ class Campaigns(RuleBasedStateMachine):
 
         self.do(self.core.writer.run(delete))
 
+    @rule(seed=chance, more=st.sampled_from([0, 0, 1, 3]))
+    def swap_hardware(self, seed: int, more: int) -> None:
+        """Another node id, which may have had more attempts than this one."""
+        device = random.Random(seed).choice(self._living())
+
+        async def swap(work: Any) -> None:
+            await work.tx.execute("UPDATE device SET attempt_seq = attempt_seq + $2 WHERE id = $1", device, more)
+            await self.core.commands.node_id_changed(work, device)
+
+        self.do(self.core.writer.run(swap))
+
     def _living(self) -> list[int]:
         return [n for n in range(1, self.devices + 1) if n not in self.deleted]
 
@@ -373,7 +384,9 @@ class Campaigns(RuleBasedStateMachine):
         await self._check_stopped()
 
     async def _check_attempts(self) -> None:
-        """Each attempt is granted once, and a device's numbers rise."""
+        """Each attempt is granted once, a device's numbers rise, and an open attempt has the newest."""
+        sql = "SELECT u.id FROM upgrade u JOIN device d ON d.id = u.device_id"
+        assert not await self.core.database.fetch(f"{sql} WHERE u.finished_at IS NULL AND u.action_id <> d.attempt_seq")
         granted: dict[int, list[int]] = {}
         for device, number in await self.core.database.fetch(
             "SELECT u.device_id, h.action_id FROM history h JOIN upgrade u ON u.id = h.upgrade_id "

@@ -17,6 +17,7 @@ from openiodm.campaigns.rollout import (
     Gone,
     Halt,
     Progress,
+    Replaced,
     Result,
     Standing,
     Step,
@@ -109,6 +110,7 @@ happenings = st.one_of(
     st.just(("expiry",)),
     st.just(("halt",)),
     st.sampled_from([("gone",), ("contact",), ("contact",), ("contact",)]),
+    st.tuples(st.just("replaced"), st.integers(0, 3)),  # by how much the other node id's attempts are ahead
     st.just(("contact",)),
 )
 stories = st.lists(st.tuples(st.sampled_from([0, 0, 1, 5, 15, 50]), happenings), min_size=1, max_size=25)
@@ -133,6 +135,8 @@ def said(s: Standing, happening: tuple[Any, ...]) -> What:
             return Expiry()
         case ("halt",):
             return Halt()
+        case ("replaced", _):
+            return Replaced()
         case _:
             return Gone()
 
@@ -168,7 +172,7 @@ def check(before: Standing, what: What, now: Instant, made: Step) -> None:
         assert moved.to_state in UPGRADE_TRANSITIONS[moved.from_state].values()
         assert moved.action_id == after.action_id
     check_final(before, after)
-    check_numbers(before, after)
+    check_numbers(before, what, after)
     check_clock(before, after, now)
     if before.state is S.WAIT and after.state in GRANTED:
         assert isinstance(what, Contact)
@@ -195,11 +199,16 @@ def check_final(before: Standing, after: Standing) -> None:
         assert not offers_bytes(after), "law 7"
 
 
-def check_numbers(before: Standing, after: Standing) -> None:
+def check_numbers(before: Standing, what: What, after: Standing) -> None:
     assert after.attempt_seq - before.attempt_seq in (0, 1)
-    assert after.action_id in (before.action_id, after.attempt_seq)
-    assert before.action_id is None or after.action_id == before.action_id
     assert after.action_id is not None or after.state not in GRANTED
+    if isinstance(what, Replaced):
+        assert after.action_id == (None if before.state is S.WAIT else before.action_id)
+        assert after.state not in GRANTED
+    else:
+        assert after.action_id in (before.action_id, after.attempt_seq)
+        assert before.action_id is None or after.action_id == before.action_id
+    assert after.action_id in (None, after.attempt_seq) or after.state in FINAL, "an open attempt is the newest"
 
 
 def check_clock(before: Standing, after: Standing, now: Instant) -> None:
@@ -230,6 +239,8 @@ def test_any_story_of_a_device_keeps_the_laws(s: Standing, story: list[tuple[int
         at, what = Instant(now), said(s, happening)
         if s.state in (S.FAIL, S.TIMEOUT) and happening == ("contact",):
             s = retried(s)
+        if happening[0] == "replaced":
+            s = msgspec.structs.replace(s, attempt_seq=s.attempt_seq + happening[1])
         made = step(s, what, at)
         check(s, what, at, made)
         check_twice(made, what, at)

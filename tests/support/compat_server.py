@@ -55,6 +55,9 @@ class Deletions:
         assert isinstance(work, Work)
         self.told.append((device, now))
 
+    async def node_id_changed(self, work: Any, device: DeviceKey) -> None:
+        assert isinstance(work, Work)
+
 
 class Server:
     """Everything, wired. `client()` speaks to it over ASGI."""

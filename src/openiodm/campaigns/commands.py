@@ -20,7 +20,7 @@ from openiodm.campaigns.ports import (
     WriterPort,
 )
 from openiodm.campaigns.reports import Outcome, ReportDesk, Signal
-from openiodm.campaigns.rollout import Gone, Halt, Versions, What, may_retry
+from openiodm.campaigns.rollout import Gone, Halt, Replaced, Versions, What, may_retry
 from openiodm.campaigns.states import BORN_FINAL, CAMPAIGN_FINAL, CampaignEvent, CampaignStatus, next_campaign_status
 from openiodm.clock import DAY, Clock, Instant, random_id
 from openiodm.devices.model import DeviceKey
@@ -247,6 +247,10 @@ class CampaignCommands:
         """The devices room's port: an open upgrade of a deleted device ends, in the deletion's own transaction."""
         del now  # the desk reads the clock
         await self._desk.process(work, [Signal(DeviceKey(device), Gone())])
+
+    async def node_id_changed(self, work: Work, device: int) -> None:
+        """The devices room's port: an attempt of the device under its old node id is over, in that transaction."""
+        await self._desk.process(work, [Signal(DeviceKey(device), Replaced())])
 
     async def versions_told(self, work: Work, device: int, fw: str | None, sw: str | None) -> None:
         """The devices room's port: a version that a device told, in that transaction."""

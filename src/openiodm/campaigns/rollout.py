@@ -17,7 +17,7 @@ from openiodm.clock import Instant
 from openiodm.devices.model import DeviceKey
 from openiodm.packages.model import PackageKey
 
-DEVICE_DELETED = "device_deleted"  # a cause
+DEVICE_DELETED, NODE_ID_CHANGED = "device_deleted", "node_id_changed"  # causes
 MAX_DETAIL = 1024  # characters of a device's own words in `detail`
 
 S, E = UpgradeState, UpgradeEvent
@@ -137,7 +137,12 @@ class Gone:
     """The device was deleted."""
 
 
-What = Contact | Progress | Result | CancelAnswer | Confirmation | Versions | Expiry | Halt | Gone
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """The device has another node id: it is other hardware from now on (contract section 5.3)."""
+
+
+What = Contact | Progress | Result | CancelAnswer | Confirmation | Versions | Expiry | Halt | Gone | Replaced
 
 
 class Answer(Enum):
@@ -244,6 +249,8 @@ def step(s: Standing, what: What, now: Instant) -> Step:
             return _move(s, E.STOPPED, now, "operator", detail=texts.STOPPED)
         case Gone():
             return _move(s, E.FAILED, now, DEVICE_DELETED, detail=texts.DEVICE_GONE)
+        case Replaced():
+            return _replaced(s, now)
 
 
 def _contact(s: Standing, now: Instant) -> Step:
@@ -333,6 +340,18 @@ def _confirmation(s: Standing, what: Confirmation) -> Step:
     if s.state is not S.WAIT or not s.confirmation:
         return Step(s, Answer.UNKNOWN)
     return Step(msgspec.structs.replace(s, confirmed=what.confirmed), log=what.log)
+
+
+def _replaced(s: Standing, now: Instant) -> Step:
+    """An attempt belongs to the hardware that was given it: the new one knows nothing of it, and may have had an
+    attempt of that number before. Who waits is asked anew; who was to give up has done so; any other attempt has
+    failed, and a retry gives the upgrade to the new hardware, after all that is looked at before a grant.
+    """
+    if s.state is S.WAIT:
+        return Step(msgspec.structs.replace(s, action_id=None, confirmed=None))
+    if s.state is S.CANCELLING:
+        return _move(s, E.CANCELLED, now, NODE_ID_CHANGED)
+    return _move(s, E.FAILED, now, NODE_ID_CHANGED, detail=texts.NODE_ID_CHANGED)
 
 
 def _versions(s: Standing, what: Versions, now: Instant) -> Step:

@@ -185,7 +185,8 @@ class DeviceCommands:
         """A new verify code (generated unless given), and another node id where hardware was swapped.
 
         The time-out of a device that never made contact counts anew. A device that is online would go on with
-        credentials that are no longer its own, so it is refused (contract section 5.3).
+        credentials that are no longer its own, so it is refused (contract section 5.3). With another node id an upgrade
+        under way ends; one that waits goes on, and is confirmed anew.
 
         Raises:
             Refusal: DEVICE_UNKNOWN, BAD_INPUT, DEVICE_ONLINE, NODE_ID_TAKEN, VERIFY_CODE_BAD (another device's).
@@ -241,6 +242,7 @@ class DeviceCommands:
         new, now = wanted.new, self._clock.now()
         if await work.devices.set_credentials(device, new.node_id, wanted.verify_code, new.timeout_s, now):
             if new.node_id != device.node_id:
+                await self._unfinished.node_id_changed(work, device.key)
                 await work.device_notices.changed(application, device.device_id, now)
             return
         refusal = await _taken(work.devices, application, wanted, but=device.node_id)

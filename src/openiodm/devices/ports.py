@@ -229,8 +229,15 @@ class DeviceWriter(Protocol):
 
 
 class UnfinishedWork(Protocol):
-    """What the room that upgrades devices must do when one is deleted."""
+    """What the room that upgrades devices must do when one is deleted, or is other hardware from now on.
+
+    In the same transaction; `work` is the writer's, with that room's rows.
+    """
 
     async def device_deleted(self, work: Any, device: DeviceKey, now: Instant) -> None:
-        """Ends the device's open upgrade, in the same transaction. `work` is the writer's, with that room's rows."""
+        """Ends the device's open upgrade."""
+        ...
+
+    async def node_id_changed(self, work: Any, device: DeviceKey) -> None:
+        """Ends the attempt that was under way under the old node id. The rows have the new one."""
         ...

@@ -193,3 +193,26 @@ async def test_a_node_id_that_is_taken_ends_nothing(world: World) -> None:
     assert answer.json()["error_code"] == "100426"
     assert await world.counters(task) == {"processing": 1}
     assert await offered(world, "A") == 1
+
+
+async def test_what_the_old_hardware_told_is_not_believed_of_the_new_one(world: World) -> None:
+    """Else a task would end with "same version" on hardware that runs another."""
+    (device,) = await world.register("A")
+    await tell_version(world, "A", "V2")  # the package's
+    await swap(world, device, "B")
+    found = (await world.rooms.device_queries.device(world.actor, device)).device
+    assert (found.fw_version, found.sw_version) == (None, None)
+    task = await world.create_task([device])
+    poll = await world.poll("B")
+    assert {"configData", "deploymentBase"} <= set(poll["_links"])
+    await tell_version(world, "B", "V1")
+    assert await world.counters(task) == {"processing": 1}
+
+
+async def test_new_credentials_for_the_same_hardware_keep_what_it_told(world: World) -> None:
+    (device,) = await world.register("A")
+    await tell_version(world, "A", "V2")
+    await swap(world, device, "A")
+    task = await world.create_task([device])
+    await world.poll("A")
+    assert await world.counters(task) == {"success": 1}

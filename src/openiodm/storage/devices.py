@@ -109,6 +109,12 @@ UPDATE device SET node_id = $2, verify_code = $3, activation_timeout = $4, activ
     )
 WHERE id = $1
 """
+# Of the hardware that had the node id before; what bears the new one has told nothing yet.
+_FORGET_HARDWARE = """
+UPDATE device SET fw_version = NULL, sw_version = NULL, reports_fw = FALSE, reports_sw = FALSE, attributes = '{}',
+    attributes_wanted = TRUE, auto_confirm = NULL, installed_action_id = NULL
+WHERE id = $1
+"""
 _COPY = ", ".join(c for c in _COLUMNS if c not in {"device_id", "verify_code", "psk", "token_hash"})
 _LEAVE_NODE_ID = f"""
 INSERT INTO device (device_id, {_COPY}, deleted_at)
@@ -323,11 +329,14 @@ class DeviceRows(GroupRows, DeviceReads):
     async def set_credentials(
         self, device: Device, node_id: str, verify_code: str, timeout_s: int, now: Instant
     ) -> bool:
-        """A node id that it leaves keeps its attempt number in a deleted row: action ids rise for ever."""
+        """A node id that it leaves keeps its attempt number in a deleted row: action ids rise for ever. What the old
+        hardware told of itself is forgotten with another node id, and what it runs is asked anew.
+        """
         try:
             async with self._tx.savepoint():
                 if node_id != device.node_id:
                     await self._tx.execute(_LEAVE_NODE_ID, device.key, now)
+                    await self._tx.execute(_FORGET_HARDWARE, device.key)
                 due = _due(now, timeout_s)
                 await self._tx.execute(_SET_CREDENTIALS, device.key, node_id, verify_code, timeout_s, now, due)
         except UniqueViolation:

@@ -177,6 +177,7 @@ async def test_the_native_api_shows_what_is_not_delivered_in_pages_and_replays_i
         await subscribe(world, receiver.url(), STATE)
         device = await upgraded(world, "n1")
         await receiver.until_heard(1)
+        await waiting(world, 1)  # its failure is written down: from then on its life is counted
         world.advance(601)
         world.rooms.deliverer.wake()
         (subscription,) = (await native(world, "GET", "/api/v1/subscriptions"))["items"]
